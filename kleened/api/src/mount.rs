@@ -1,0 +1,345 @@
+//! Mounts: what a container asks for and what is recorded.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lenient;
+use crate::name::VolumeName;
+
+/// What is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountType {
+    /// A volume, by its name.
+    Volume,
+    /// A directory or file of the host, by its absolute path.
+    Nullfs,
+}
+
+impl MountType {
+    /// The name in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Volume => "volume",
+            Self::Nullfs => "nullfs",
+        }
+    }
+}
+
+/// A mount that a container asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MountPointConfig {
+    /// What is mounted.
+    #[serde(rename = "type")]
+    pub kind: MountType,
+    /// The name of the volume, or the absolute path on the host.
+    #[serde(default)]
+    pub source: String,
+    /// The absolute path in the container.
+    #[serde(default)]
+    pub destination: String,
+    /// Whether nothing below the destination can be written.
+    #[serde(default, deserialize_with = "lenient::boolean")]
+    pub read_only: bool,
+    /// Whether the image's content stays out of a new volume.
+    #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
+    pub nocopy: bool,
+    /// A path inside the volume that is mounted instead of its root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<String>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A mount of a container, as inspect shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MountPoint {
+    /// The container's id.
+    pub container_id: String,
+    /// What was asked for.
+    #[serde(flatten)]
+    pub config: MountPointConfig,
+}
+
+/// A mount that cannot be made as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid mount '{}': {reason}", .text.escape_default())]
+pub struct MountError {
+    /// The mount as it was written.
+    pub text: String,
+    /// What is wrong and what to write instead.
+    pub reason: String,
+}
+
+impl MountPointConfig {
+    /// Checks what can be checked without looking at a file system, and brings the paths into
+    /// normal form: no repeated or trailing slashes, no `.` components.
+    ///
+    /// # Errors
+    ///
+    /// An empty or relative destination, one of `/` or with a `..` component; a volume name that
+    /// breaks the rule; a host path that is not absolute; a NUL byte; a subpath of a host path, or
+    /// one that is absolute or has a `..` component.
+    pub fn checked(mut self) -> Result<Self, MountError> {
+        let fail = |reason: String| MountError { text: self.to_string(), reason };
+        let Some(destination) = normal_path(&self.destination) else {
+            return Err(fail(
+                "the destination must be an absolute path in the container without '..'".into(),
+            ));
+        };
+        if destination == "/" {
+            return Err(fail("the destination must not be the container's root '/'".into()));
+        }
+        let source = match self.kind {
+            MountType::Volume => match self.source.parse::<VolumeName>() {
+                Ok(name) => name.to_string(),
+                Err(error) => return Err(fail(error.to_string())),
+            },
+            MountType::Nullfs => match normal_path(&self.source) {
+                Some(path) => path,
+                None => {
+                    return Err(fail(
+                        "the source must be a volume name or an absolute host path without '..'"
+                            .into(),
+                    ));
+                }
+            },
+        };
+        let subpath = match &self.subpath {
+            None => None,
+            Some(_) if self.kind == MountType::Nullfs => {
+                return Err(fail("only a volume can have a subpath".into()));
+            }
+            Some(path) if path.starts_with('/') => {
+                return Err(fail("the subpath must be relative to the volume".into()));
+            }
+            Some(path) => match normal_path(&format!("/{path}")) {
+                Some(path) if path == "/" => None,
+                Some(path) => Some(path[1..].to_owned()),
+                None => return Err(fail("the subpath must not contain '..'".into())),
+            },
+        };
+        self.destination = destination;
+        self.source = source;
+        self.subpath = subpath;
+        Ok(self)
+    }
+}
+
+/// Checks each of several mounts and that no two have the same destination.
+///
+/// # Errors
+///
+/// As [`MountPointConfig::checked`]; two mounts on one destination.
+pub fn checked(mounts: Vec<MountPointConfig>) -> Result<Vec<MountPointConfig>, MountError> {
+    let mut seen = std::collections::HashSet::new();
+    mounts
+        .into_iter()
+        .map(|mount| {
+            let mount = mount.checked()?;
+            if seen.insert(mount.destination.clone()) {
+                Ok(mount)
+            } else {
+                Err(MountError {
+                    text: mount.to_string(),
+                    reason: format!("another mount has the destination {} too", mount.destination),
+                })
+            }
+        })
+        .collect()
+}
+
+/// The path without repeated slashes, trailing slashes and `.`; `None` unless it is absolute,
+/// free of `..` and of NUL, and short enough for the kernel.
+fn normal_path(path: &str) -> Option<String> {
+    if !path.starts_with('/') || path.contains('\0') || path.len() >= 1024 {
+        return None;
+    }
+    let mut normal = String::with_capacity(path.len());
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        if part == ".." || part.len() > 255 {
+            return None;
+        }
+        normal.push('/');
+        normal.push_str(part);
+    }
+    Some(if normal.is_empty() { "/".to_owned() } else { normal })
+}
+
+impl fmt::Display for MountPointConfig {
+    /// The short form, `SOURCE:DESTINATION[:ro][,nocopy]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.source, self.destination)?;
+        if self.read_only {
+            f.write_str(":ro")?;
+        }
+        if self.nocopy {
+            f.write_str(",nocopy")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for MountPointConfig {
+    type Err = MountError;
+
+    /// Reads `SOURCE:DESTINATION[:ro|rw][,nocopy]` or Docker's `type=volume,source=…,target=…`
+    /// form, and checks it as [`MountPointConfig::checked`] does.
+    fn from_str(text: &str) -> Result<Self, MountError> {
+        let parsed = if is_long_form(text) { parse_long(text) } else { parse_short(text) };
+        parsed
+            .map_err(|reason| MountError { text: text.to_owned(), reason })?
+            .checked()
+            .map_err(|error| MountError { text: text.to_owned(), ..error })
+    }
+}
+
+fn is_long_form(text: &str) -> bool {
+    let first = text.split(',').next().unwrap_or_default();
+    first.split_once('=').is_some_and(|(key, _)| {
+        matches!(key, "type" | "source" | "src" | "target" | "destination" | "dst")
+    }) || (!first.contains(':') && text.contains(",target=") | text.contains(",dst="))
+}
+
+fn parse_short(text: &str) -> Result<MountPointConfig, String> {
+    let (text, nocopy) = match text.strip_suffix(",nocopy") {
+        Some(rest) => (rest, true),
+        None => (text, false),
+    };
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, destination, read_only) = match parts[..] {
+        [source, destination] => (source, destination, false),
+        [source, destination, "ro"] => (source, destination, true),
+        [source, destination, "rw"] => (source, destination, false),
+        [_, _, _] => return Err("the last element must be 'ro' or 'rw'".into()),
+        [] | [_] => return Err("write SOURCE:DESTINATION[:ro|rw][,nocopy]".into()),
+        _ => return Err("at most 3 elements can be separated by ':'".into()),
+    };
+    let kind = if source.starts_with('/') { MountType::Nullfs } else { MountType::Volume };
+    Ok(MountPointConfig {
+        kind,
+        source: source.to_owned(),
+        destination: destination.to_owned(),
+        read_only,
+        nocopy,
+        subpath: None,
+    })
+}
+
+fn parse_long(text: &str) -> Result<MountPointConfig, String> {
+    let mut kind = None;
+    let mut mount = MountPointConfig {
+        kind: MountType::Volume,
+        source: String::new(),
+        destination: String::new(),
+        read_only: false,
+        nocopy: false,
+        subpath: None,
+    };
+    for field in text.split(',') {
+        let (key, value) = match field.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (field, None),
+        };
+        let flag = || match value {
+            None | Some("true" | "1") => Ok(true),
+            Some("false" | "0") => Ok(false),
+            Some(other) => Err(format!("'{key}' is true or false, not '{other}'")),
+        };
+        let text = || value.map(str::to_owned).ok_or_else(|| format!("'{key}' needs a value"));
+        match key {
+            "type" => {
+                kind = Some(match value {
+                    Some("volume") => MountType::Volume,
+                    Some("bind" | "nullfs") => MountType::Nullfs,
+                    _ => return Err("'type' is 'volume', 'nullfs' or 'bind'".into()),
+                });
+            }
+            "source" | "src" => mount.source = text()?,
+            "target" | "destination" | "dst" => mount.destination = text()?,
+            "readonly" | "ro" => mount.read_only = flag()?,
+            "volume-nocopy" => mount.nocopy = flag()?,
+            "volume-subpath" => mount.subpath = Some(text()?),
+            _ => {
+                return Err(format!(
+                    "unknown field '{key}'; known are type, source, target, readonly, \
+                     volume-nocopy and volume-subpath"
+                ));
+            }
+        }
+    }
+    mount.kind = kind.unwrap_or(if mount.source.starts_with('/') {
+        MountType::Nullfs
+    } else {
+        MountType::Volume
+    });
+    Ok(mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<MountPointConfig, MountError> {
+        text.parse()
+    }
+
+    #[test]
+    fn short_forms() {
+        let mount = parse("data:/var/db").unwrap();
+        assert_eq!((mount.kind, mount.read_only, mount.nocopy), (MountType::Volume, false, false));
+        let mount = parse("/srv//x/:/a/./b:ro,nocopy").unwrap();
+        assert_eq!(mount.kind, MountType::Nullfs);
+        assert_eq!((mount.source.as_str(), mount.destination.as_str()), ("/srv/x", "/a/b"));
+        assert!(mount.read_only && mount.nocopy);
+    }
+
+    #[test]
+    fn long_forms() {
+        let mount =
+            parse("type=volume,source=v,target=/d,readonly,volume-nocopy,volume-subpath=a//b")
+                .unwrap();
+        assert_eq!(mount.subpath.as_deref(), Some("a/b"));
+        assert!(mount.read_only && mount.nocopy);
+        assert_eq!(parse("type=bind,src=/h,dst=/d").unwrap().kind, MountType::Nullfs);
+        assert!(!parse("type=volume,src=v,dst=/d,ro=false").unwrap().read_only);
+    }
+
+    #[test]
+    fn refusals() {
+        for bad in [
+            "",
+            "abc",
+            "a:b:c:d",
+            "a:/b:zz",
+            ":/d",
+            "v:",
+            "v:rel",
+            "v:/",
+            "v://./",
+            "v:/a/../b",
+            "../x:/d",
+            "a b:/d",
+            "type=volume,source=v",
+            "type=tmpfs,target=/d",
+            "type=volume,source=v,target=/d,color=red",
+            "type=bind,source=/h,target=/d,volume-subpath=x",
+            "type=volume,source=v,target=/d,volume-subpath=../x",
+            "type=volume,source=v,target=/d,volume-subpath=/x",
+            "v:/a\0b",
+        ] {
+            assert!(parse(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn one_destination_is_taken_once() {
+        let two = vec![parse("a:/d").unwrap(), parse("b:/d/").unwrap()];
+        assert!(checked(two).unwrap_err().to_string().contains("/d"));
+    }
+}

@@ -1,0 +1,226 @@
+//! Volumes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::mount::MountPoint;
+use crate::{Timestamp, VolumeName};
+
+/// What a new volume shall be. Absent fields leave the choice to the daemon, and are not compared
+/// where a volume of that name exists.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeConfig {
+    /// The name; a random one where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VolumeName>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The owner of the volume's root directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// The mode of the volume's root directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The name.
+    pub name: String,
+    /// The dataset that holds it.
+    pub dataset: String,
+    /// Where it is mounted on the host.
+    pub mountpoint: String,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// What is going on with it.
+    #[serde(default)]
+    pub state: VolumeState,
+    /// The owner that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// The mode that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Where its first content came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub populated: Option<Populated>,
+    /// What is wrong, in state `error`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Where the first content of a volume came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Populated {
+    /// The id of the image.
+    pub image_id: String,
+    /// The directory in the image.
+    pub path: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What is going on with a volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeState {
+    /// It is being made or filled.
+    Initializing,
+    /// No container names it.
+    #[default]
+    Available,
+    /// A container that does not run names it.
+    Attached,
+    /// A running container has it mounted.
+    Mounted,
+    /// It can't be used; `error` says why.
+    Error,
+}
+
+impl VolumeState {
+    /// The name in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::Available => "available",
+            Self::Attached => "attached",
+            Self::Mounted => "mounted",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// The answer to inspect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInspect {
+    /// The volume.
+    pub volume: Volume,
+    /// Which containers name it, where, and how.
+    pub mountpoints: Vec<MountPoint>,
+}
+
+/// Which volumes a list shall show. All that are given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFilter {
+    /// Names that contain this text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `KEY` or `KEY=VALUE`, several separated by commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// True: those that no container names; false: the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dangling: Option<bool>,
+    /// True: those that a running container has mounted; false: the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<bool>,
+}
+
+/// What prune shall do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PruneQuery {
+    /// Only say what would be removed.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Images: also those that have a name.
+    #[serde(default)]
+    pub all: bool,
+}
+
+/// A numeric user and group, written `UID:GID`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Owner {
+    /// The user id.
+    pub uid: u32,
+    /// The group id.
+    pub gid: u32,
+}
+
+impl FromStr for Owner {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| part.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+        text.split_once(':')
+            .and_then(|(uid, gid)| Some(Self { uid: number(uid)?, gid: number(gid)? }))
+            .ok_or_else(|| format!("owner '{}' is not UID:GID, two numbers", text.escape_default()))
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.uid, self.gid)
+    }
+}
+
+/// Permission bits, written in octal: `0750`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mode(pub u32);
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        match u32::from_str_radix(digits, 8) {
+            Ok(bits) if bits <= 0o7777 && !digits.starts_with('+') => Ok(Self(bits)),
+            _ => Err(format!("mode '{}' is not an octal number up to 7777", text.escape_default())),
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+macro_rules! through_text {
+    ($($type:ident),*) => {$(
+        impl TryFrom<String> for $type {
+            type Error = String;
+
+            fn try_from(text: String) -> Result<Self, String> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    )*};
+}
+
+through_text!(Owner, Mode);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_and_modes() {
+        assert_eq!("770:771".parse(), Ok(Owner { uid: 770, gid: 771 }));
+        assert_eq!("0750".parse(), Ok(Mode(0o750)));
+        assert_eq!(Mode(0o750).to_string(), "0750");
+        for bad in ["", "1", "a:b", "1:4294967295", "-1:0"] {
+            assert!(bad.parse::<Owner>().is_err(), "{bad:?} was accepted");
+        }
+        for bad in ["", "9", "10000", "+7", "rwx"] {
+            assert!(bad.parse::<Mode>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}

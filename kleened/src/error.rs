@@ -1,0 +1,234 @@
+//! What a verb of the engine can fail with.
+
+use std::fmt;
+use std::io;
+
+use kleened_api::mount::MountError;
+use kleened_api::{ErrorBody, ErrorCode, NameError};
+
+use crate::{platform, storage};
+
+/// A result of a verb.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The kinds of objects that have names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A volume.
+    Volume,
+    /// A container.
+    Container,
+    /// An image.
+    Image,
+    /// An execution instance.
+    Exec,
+    /// An operation.
+    Operation,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Volume => "volume",
+            Self::Container => "container",
+            Self::Image => "image",
+            Self::Exec => "execution instance",
+            Self::Operation => "operation",
+        })
+    }
+}
+
+/// A failed verb: what was tried on what. The cause is in `source` alone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A name that is not allowed.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A mount that is not allowed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Something else in the request that is not allowed, with what to write instead.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such object.
+    #[error("no such {kind}: {name}")]
+    NotFound {
+        /// The kind.
+        kind: Kind,
+        /// The name as it was given.
+        name: String,
+    },
+    /// The object exists and differs from what was asked for.
+    #[error("{kind} {name} exists with another {field}: it has {present}, {wanted} was asked for")]
+    Conflict {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+        /// The field that differs.
+        field: &'static str,
+        /// What it has.
+        present: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// The name belongs to another object.
+    #[error("{kind} name {name} is taken by {by}")]
+    Taken {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+        /// The id of the object that has it.
+        by: String,
+    },
+    /// Something uses the object.
+    #[error("{kind} {name} is in use: {}", .users.join(", "))]
+    InUse {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+        /// By what, how.
+        users: Vec<String>,
+    },
+    /// The object is not in a state in which this can be done.
+    #[error("{kind} {name} {state}")]
+    State {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+        /// For example `is running`.
+        state: &'static str,
+    },
+    /// The caller may not do this.
+    #[error("{0}")]
+    Denied(String),
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// The storage failed.
+    #[error("cannot {verb} {object}")]
+    Storage {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// Why not.
+        source: storage::Error,
+    },
+    /// The platform failed.
+    #[error("cannot {verb} {object}")]
+    Platform {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// Why not.
+        source: platform::Error,
+    },
+    /// A file of the daemon's own, or the copying of files, failed.
+    #[error("cannot {verb} {object}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A tear-down that went on after errors.
+    #[error("{}", .0.iter().map(one_line).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Error>),
+}
+
+impl Error {
+    /// The error for a failed storage call in the middle of `verb` on `object`.
+    pub fn storage(
+        verb: &'static str,
+        object: impl fmt::Display,
+    ) -> impl FnOnce(storage::Error) -> Self {
+        let object = object.to_string();
+        move |source| Self::Storage { verb, object, source }
+    }
+
+    /// The error for a failed platform call in the middle of `verb` on `object`.
+    pub fn platform(
+        verb: &'static str,
+        object: impl fmt::Display,
+    ) -> impl FnOnce(platform::Error) -> Self {
+        let object = object.to_string();
+        move |source| Self::Platform { verb, object, source }
+    }
+
+    /// The error for a failed call on a file in the middle of `verb` on `object`.
+    pub fn io<E: Into<io::Error>>(
+        verb: &'static str,
+        object: impl fmt::Display,
+    ) -> impl FnOnce(E) -> Self {
+        let object = object.to_string();
+        move |source| Self::Io { verb, object, source: source.into() }
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Name(_) | Self::Mount(_) | Self::Invalid(_) => ErrorCode::Invalid,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::Conflict { .. } | Self::Taken { .. } => ErrorCode::Conflict,
+            Self::InUse { .. } => ErrorCode::InUse,
+            Self::State { .. } => ErrorCode::WrongState,
+            Self::Denied(_) => ErrorCode::Denied,
+            Self::Stopping => ErrorCode::Unavailable,
+            Self::Storage { source, .. } => match source {
+                storage::Error::NotFound(_) | storage::Error::Io { .. } => ErrorCode::Internal,
+                storage::Error::Exists(_) => ErrorCode::Conflict,
+                storage::Error::Busy(_) => ErrorCode::InUse,
+                storage::Error::NoSpace { .. } => ErrorCode::NoSpace,
+                storage::Error::Unsupported(_) => ErrorCode::Unsupported,
+                storage::Error::BadStream(_) => ErrorCode::Invalid,
+            },
+            Self::Platform { source, .. } => match source {
+                platform::Error::Invalid(_)
+                | platform::Error::Mount { .. }
+                | platform::Error::Start { .. } => ErrorCode::Invalid,
+                platform::Error::NotRunning(_) | platform::Error::Running(_) => {
+                    ErrorCode::WrongState
+                }
+                platform::Error::Unsupported(_) => ErrorCode::Unsupported,
+                platform::Error::Io { source, .. } => io_code(source),
+            },
+            Self::Io { source, .. } => io_code(source),
+            Self::Several(errors) => errors.first().map_or(ErrorCode::Internal, Self::code),
+        }
+    }
+
+    /// The answer's body: the chain of causes, walked once.
+    #[must_use]
+    pub fn body(&self) -> ErrorBody {
+        let mut causes = Vec::new();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            causes.push(error.to_string());
+            cause = error.source();
+        }
+        ErrorBody { message: self.to_string(), code: self.code(), causes }
+    }
+}
+
+fn io_code(error: &io::Error) -> ErrorCode {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => ErrorCode::Invalid,
+        _ => ErrorCode::Internal,
+    }
+}
+
+/// The error and its causes, separated by colons.
+#[must_use]
+pub fn one_line(error: &Error) -> String {
+    error.body().to_string()
+}

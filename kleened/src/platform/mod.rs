@@ -1,0 +1,236 @@
+//! Where processes and mounts are: containers of the host's kernel.
+//!
+//! A container's processes are started by supervisors, which outlive the daemon. The truth about
+//! what runs and what is mounted is the kernel's; nothing here counts.
+
+use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use kleened_api::container::NetworkDriver;
+use kleened_api::{Id, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// A result of a platform call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a platform call can fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something in the request can't be had on this platform, or is not allowed.
+    #[error("{0}")]
+    Invalid(String),
+    /// The container does not run.
+    #[error("container {0} is not running")]
+    NotRunning(Id),
+    /// The container runs already.
+    #[error("container {0} is running already")]
+    Running(Id),
+    /// A mount could not be made; what was mounted before it was undone.
+    #[error("cannot mount {mount}: {reason}")]
+    Mount {
+        /// `SOURCE on DESTINATION`.
+        mount: String,
+        /// What is wrong and with which path.
+        reason: String,
+    },
+    /// The process could not be started: no such program, user or directory in the container.
+    #[error("cannot start {program}: {reason}")]
+    Start {
+        /// The first word of the command.
+        program: String,
+        /// What is wrong.
+        reason: String,
+        /// 127 where the program was not found, 126 where it can't be run.
+        exit_code: i32,
+    },
+    /// This platform can't.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Everything else.
+    #[error("cannot {verb} {object}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The error for a failed call on `object`.
+    pub fn io(verb: &'static str, object: impl fmt::Display, source: impl Into<io::Error>) -> Self {
+        Self::Io { verb, object: object.to_string(), source: source.into() }
+    }
+}
+
+/// A process to start, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launch {
+    /// The execution instance; names the supervisor's directory.
+    pub instance: Id,
+    /// The container.
+    pub container: Id,
+    /// The container to make, with this process as its first; `None` joins the running one.
+    pub setup: Option<Setup>,
+    /// The process.
+    pub process: Process,
+    /// Whether nothing of its output may be read before a client is attached.
+    pub attach: bool,
+}
+
+/// A container to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Its root directory on the host.
+    pub root: PathBuf,
+    /// Its host name.
+    pub hostname: String,
+    /// Its network.
+    pub network: NetworkDriver,
+    /// Jail parameters, `NAME[=VALUE]`.
+    pub jail_param: Vec<String>,
+    /// Its mounts, in any order.
+    pub mounts: Vec<Mount>,
+    /// Where its log goes, and how large one file of it may be. Output of later processes is not
+    /// logged.
+    pub log: LogConfig,
+}
+
+/// Where a log goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// The file. An older part has `.1` after its name, and so on.
+    pub path: PathBuf,
+    /// Bytes after which a new file is begun.
+    pub max_size: u64,
+    /// How many files there are at most.
+    pub max_files: u32,
+}
+
+/// A mount to make in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// The directory or file on the host.
+    pub source: PathBuf,
+    /// A path below `source` that is mounted instead, resolved inside it.
+    pub subpath: Option<String>,
+    /// The absolute path in the container, resolved inside its root.
+    pub destination: String,
+    /// Whether nothing below it can be written.
+    pub read_only: bool,
+}
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The command: a program, looked up in the environment's `PATH` inside the container, and its
+    /// arguments.
+    pub argv: Vec<String>,
+    /// The environment, `NAME=VALUE`. `PATH`, `HOME`, `USER`, `SHELL`, and with a terminal `TERM`,
+    /// are added where they are missing.
+    pub env: Vec<String>,
+    /// `USER[:GROUP]` by name or number, looked up inside the container.
+    pub user: String,
+    /// The directory to start in.
+    pub workdir: String,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whether its input comes from the attached client; otherwise it is empty.
+    pub stdin: bool,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// The container.
+    pub container: Id,
+    /// The execution instance of its first process.
+    pub instance: Id,
+    /// The jail's id; on Linux the process id of its first process, as the host sees it.
+    pub jid: i32,
+    /// Since when.
+    pub started: Timestamp,
+}
+
+/// How a container's first process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exited {
+    /// 0–255, or 128 and the signal's number.
+    pub code: i32,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// An entry of the kernel's mount table, as a container sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountEntry {
+    /// Where, inside the container.
+    pub destination: PathBuf,
+    /// Whether it is read-only.
+    pub read_only: bool,
+}
+
+/// A platform. Every call blocks and is safe to make from several threads at once.
+pub trait Platform: Send + Sync + fmt::Debug {
+    /// The name: `freebsd` or `linux`.
+    fn name(&self) -> &'static str;
+
+    /// Refuses what this platform can't do: a network driver, a jail parameter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] or [`Error::Unsupported`], saying what to write instead.
+    fn check(&self, network: NetworkDriver, jail_param: &[String]) -> Result<()>;
+
+    /// Every mount has something to be mounted on in the container's root: a directory for a
+    /// directory, a file for a file; made, with the parents that are missing, where there was
+    /// nothing. Nothing outside `root` is touched, whatever links the image has. A repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mount`] where there is something of the wrong type, or the way there leads through a
+    /// file or a link that leads nowhere.
+    fn prepare(&self, root: &Path, mounts: &[Mount]) -> Result<()>;
+
+    /// The process runs, in a new container or in a running one. When this fails nothing is left:
+    /// no process, no mount.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Running`] and [`Error::NotRunning`]; [`Error::Mount`]; [`Error::Start`].
+    fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// A connection to an execution instance's supervisor, which speaks
+    /// `supervisor::wire`; `None` where it has ended.
+    fn connect(&self, instance: &Id) -> Result<Option<UnixStream>>;
+
+    /// The containers that run, by the kernel's word.
+    fn running(&self) -> Result<Vec<Running>>;
+
+    /// How the first process of that instance ended; `None` while it has not, and where nobody saw it
+    /// (after a power failure).
+    fn exited(&self, instance: &Id) -> Result<Option<Exited>>;
+
+    /// What is mounted in a running container below its root, by the kernel's word.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`].
+    fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>>;
+
+    /// Every process of the container is gone, by SIGKILL, and so are its mounts. False where it did
+    /// not run: a repeat is safe.
+    fn kill(&self, container: &Id) -> Result<bool>;
+
+    /// Nothing is mounted below the root of a container that does not run, and nothing is left of
+    /// its instances but their exit status. A repeat is safe.
+    fn release(&self, container: &Id, root: &Path) -> Result<()>;
+
+    /// Nothing is left of an ended instance, its exit status included. A repeat is safe.
+    fn forget(&self, instance: &Id) -> Result<()>;
+}

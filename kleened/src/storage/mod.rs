@@ -1,0 +1,392 @@
+//! Where the bytes are: datasets, their records, snapshots and clones.
+//!
+//! [`Driver`] is the whole contract. A dataset is a directory tree with a record beside it; both
+//! appear in one step and vanish in one step, whatever happens in between. The driver stores the
+//! record and never reads it.
+//!
+//! Adding a driver: one file, one `mod` line, one row of [`DRIVERS`]. The conformance suite runs
+//! every case on every row.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use kleened_api::volume::{Mode, Owner};
+use kleened_api::{Id, Timestamp, VolumeName};
+
+/// How to open a driver: its name in the configuration, what it is for, and the function that opens
+/// the root, making what is missing there.
+#[derive(Debug, Clone, Copy)]
+pub struct DriverEntry {
+    /// The name in the configuration.
+    pub name: &'static str,
+    /// One line for a person.
+    pub about: &'static str,
+    /// Opens the root and finishes or takes back what a crash left half done.
+    pub open: fn(root: &Path) -> Result<Box<dyn Driver>>,
+}
+
+/// The drivers that this daemon knows.
+pub const DRIVERS: &[DriverEntry] = &[];
+
+/// A result of a storage call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a storage call can fail with. "Could not find out" is always [`Error::Io`], never
+/// [`Error::NotFound`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The dataset or snapshot does not exist.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// There is one of that name already.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// It is in use: mounted, or others depend on it.
+    #[error("{0} is busy")]
+    Busy(String),
+    /// No room, or a quota is used up.
+    #[error("no space left while trying to {verb} {object}")]
+    NoSpace {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// This driver, or the file system below it, can't.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A stream that can't be received: damaged, or not for this dataset.
+    #[error("bad stream: {0}")]
+    BadStream(String),
+    /// Everything else.
+    #[error("cannot {verb} {object}")]
+    Io {
+        /// What was tried.
+        verb: &'static str,
+        /// On what.
+        object: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The error for a failed call on `object`. ENOSPC and EDQUOT become [`Error::NoSpace`], EBUSY
+    /// becomes [`Error::Busy`].
+    pub fn io(verb: &'static str, object: impl fmt::Display, source: impl Into<io::Error>) -> Self {
+        let (object, source) = (object.to_string(), source.into());
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoSpace { verb, object, source }
+            }
+            io::ErrorKind::ResourceBusy => Self::Busy(object),
+            _ => Self::Io { verb, object, source },
+        }
+    }
+}
+
+/// A group of datasets under the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Area {
+    /// `image/<id>`.
+    Image,
+    /// `container/<id>`.
+    Container,
+    /// `volumes/<name>`.
+    Volumes,
+    /// `scratch/<id>`: what is being made or taken away. Nothing in it outlives a restart.
+    Scratch,
+}
+
+impl Area {
+    /// Every area.
+    pub const ALL: [Self; 4] = [Self::Image, Self::Container, Self::Volumes, Self::Scratch];
+
+    /// The first component of the paths in it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Container => "container",
+            Self::Volumes => "volumes",
+            Self::Scratch => "scratch",
+        }
+    }
+}
+
+/// The path of a dataset below the root, for example `volumes/my-vol`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DatasetPath {
+    area: Area,
+    name: String,
+}
+
+impl DatasetPath {
+    /// The dataset of a volume.
+    #[must_use]
+    pub fn volume(name: &VolumeName) -> Self {
+        Self { area: Area::Volumes, name: name.to_string() }
+    }
+
+    /// The dataset of an image.
+    #[must_use]
+    pub fn image(id: &Id) -> Self {
+        Self { area: Area::Image, name: id.to_string() }
+    }
+
+    /// The dataset of a container's root.
+    #[must_use]
+    pub fn container(id: &Id) -> Self {
+        Self { area: Area::Container, name: id.to_string() }
+    }
+
+    /// A dataset that is being made or taken away.
+    #[must_use]
+    pub fn scratch(id: &Id) -> Self {
+        Self { area: Area::Scratch, name: id.to_string() }
+    }
+
+    /// The area.
+    #[must_use]
+    pub fn area(&self) -> Area {
+        self.area
+    }
+
+    /// The last component.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its snapshot of that name.
+    #[must_use]
+    pub fn snapshot(&self, name: &str) -> SnapshotPath {
+        SnapshotPath { dataset: self.clone(), name: name.to_owned() }
+    }
+}
+
+impl fmt::Display for DatasetPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.area.as_str(), self.name)
+    }
+}
+
+impl FromStr for DatasetPath {
+    type Err = kleened_api::NameError;
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        let refuse = || kleened_api::NameError {
+            what: "dataset",
+            text: text.to_owned(),
+            rule: "a dataset is AREA/NAME",
+        };
+        let (area, name) = text.split_once('/').ok_or_else(refuse)?;
+        let area = Area::ALL.into_iter().find(|a| a.as_str() == area).ok_or_else(refuse)?;
+        let name: VolumeName = name.parse()?;
+        Ok(Self { area, name: name.into() })
+    }
+}
+
+/// The path of a snapshot, for example `image/0123456789ab@image`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotPath {
+    /// The dataset that it is a snapshot of.
+    pub dataset: DatasetPath,
+    /// Its own name: as the names of volumes.
+    pub name: String,
+}
+
+impl fmt::Display for SnapshotPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.dataset, self.name)
+    }
+}
+
+/// What a new dataset gets, in the same step in which it appears.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DatasetSpec {
+    /// The record.
+    pub record: String,
+    /// The owner of its root directory; 0:0 where there is none.
+    pub owner: Option<Owner>,
+    /// The mode of its root directory; 0755 where there is none.
+    pub mode: Option<Mode>,
+}
+
+/// A dataset that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// Its path.
+    pub path: DatasetPath,
+    /// Its record; `None` where it has none of its own: somebody else made it.
+    pub record: Option<String>,
+}
+
+/// A snapshot that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name, without the dataset's.
+    pub name: String,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// How much space a dataset takes, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// What would come free if it and its snapshots were destroyed, as far as the driver can tell.
+    pub used: u64,
+    /// What its present content takes.
+    pub referenced: u64,
+    /// What can still be written.
+    pub available: u64,
+}
+
+/// What a driver can promise beyond the contract.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// A clone shares its space with its snapshot until it is written to.
+    pub clones_share_space: bool,
+    /// Several snapshots show the same instant.
+    pub snapshots_are_atomic: bool,
+}
+
+/// A storage driver. Every call blocks, is safe to make from several threads at once, and takes
+/// effect wholly or not at all, whatever happens to the process in between.
+pub trait Driver: Send + Sync + fmt::Debug {
+    /// The name in the configuration.
+    fn name(&self) -> &'static str;
+
+    /// What it can promise beyond the contract.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Where `path` is mounted on the host. The text follows from the path; nothing is looked up.
+    fn mountpoint(&self, path: &DatasetPath) -> PathBuf;
+
+    /// A dataset of that path, empty and mounted at [`mountpoint`](Self::mountpoint), with its
+    /// record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exists`] where there is one; then nothing changed.
+    fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()>;
+
+    /// The dataset, or `None` where there is certainly none.
+    fn get(&self, path: &DatasetPath) -> Result<Option<Dataset>>;
+
+    /// The datasets of an area, by name.
+    fn list(&self, area: Area) -> Result<Vec<Dataset>>;
+
+    /// The dataset has this record in place of the one before. A reader sees either, never a part.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    fn set(&self, path: &DatasetPath, record: &str) -> Result<()>;
+
+    /// Neither the dataset nor its snapshots exist. False where there was none: a repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] where it is in use or has clones that need it.
+    fn destroy(&self, path: &DatasetPath) -> Result<bool>;
+
+    /// The dataset, with its record and snapshots, has the path `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Exists`] where there is a dataset at `to`.
+    fn rename(&self, from: &DatasetPath, to: &DatasetPath) -> Result<()>;
+
+    /// How much space it takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    fn usage(&self, path: &DatasetPath) -> Result<Usage>;
+
+    /// All these snapshots exist, none of which did before. What is written to a dataset from now on
+    /// does not change them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] for a dataset, [`Error::Exists`] for a snapshot; then none was made.
+    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()>;
+
+    /// The dataset's snapshots, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] for the dataset.
+    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>>;
+
+    /// The snapshot does not exist. False where there was none: a repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] where it has clones that need it.
+    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool>;
+
+    /// The dataset's content is that of the snapshot; its record stays. Its mount point is the same
+    /// directory only if nobody had it open.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Busy`] where there is a newer snapshot.
+    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()>;
+
+    /// A dataset `to` with the snapshot's content, root directory included, and its own record.
+    /// `spec.owner` and `spec.mode`, where given, replace the root directory's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Exists`].
+    fn clone_from(
+        &self,
+        snapshot: &SnapshotPath,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+    ) -> Result<()>;
+
+    /// Snapshots as streams, where the driver has them.
+    fn streams(&self) -> Option<&dyn Streams>;
+}
+
+/// Snapshots as streams of bytes, to keep elsewhere or to receive on another host.
+pub trait Streams: Send + Sync {
+    /// Writes the snapshot; where `base`, an older snapshot of the same dataset, is given, only what
+    /// changed since.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Io`] when `out` fails.
+    fn export(
+        &self,
+        snapshot: &SnapshotPath,
+        base: Option<&str>,
+        out: &mut dyn Write,
+    ) -> Result<()>;
+
+    /// Reads a full stream into the new dataset `path`, which then has the stream's snapshot under
+    /// its name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exists`]; [`Error::BadStream`] for an incremental, cut or damaged stream. Then there
+    /// is no such dataset.
+    fn import(&self, path: &DatasetPath, spec: &DatasetSpec, input: &mut dyn Read) -> Result<()>;
+
+    /// Reads an incremental stream onto `path`, whose newest snapshot must be the stream's base and
+    /// which must not have changed since.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::BadStream`]. Then the dataset is as it was.
+    fn import_onto(&self, path: &DatasetPath, input: &mut dyn Read) -> Result<()>;
+}

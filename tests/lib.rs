@@ -1,0 +1,1 @@
+//! What the tests share: fixtures, the conformance suites, and the harness that starts the real binaries.
