@@ -14,7 +14,7 @@
 //!
 //! | room | what is in it |
 //! | --- | --- |
-//! | `config` | the configuration file, every key with its default |
+//! | [`config`] | the configuration file, every key with its default |
 //! | `http` | one file per resource: parse, call the verb, reply |
 //! | `engine` | the rules: what may be done, in which order, undone how |
 //! | [`storage`] | the contract of a storage driver, and the drivers |
@@ -22,6 +22,7 @@
 //! | `copy`, `archive` | a tree to a tree, a tree to tar and back |
 //! | [`error`] | what a verb can fail with |
 
+pub mod config;
 pub mod error;
 pub mod platform;
 pub mod storage;
