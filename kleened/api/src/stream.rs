@@ -3,6 +3,17 @@
 //! A client that offers the websocket subprotocol [`SUBPROTOCOL`] gets binary frames whose first
 //! byte is a [`Channel`] and whose rest is the payload. One that offers none gets what Kleene's
 //! client expects: output as it comes, and the end in the close reason.
+//!
+//! With the subprotocol, in this order:
+//!
+//! 1. The client sends [`ExecStart`](crate::exec::ExecStart) as text.
+//! 2. Attached and started, the daemon sends a text frame: [`Message`](crate::exec::Message) of type
+//!    `starting`. Detached and started, it closes with 1001. Where it can't start, it sends a text
+//!    frame with an [`ErrorBody`](crate::ErrorBody), then, where the program is not there or can't be
+//!    run, [`Channel::Exit`] with 127 or 126, and closes with 1011.
+//! 3. Output comes as [`Channel::Stdout`] and [`Channel::Stderr`], input goes as [`Channel::Stdin`].
+//! 4. The daemon sends [`Channel::Exit`] when the process has ended and all its output is sent, and
+//!    closes with 1000.
 
 use serde::{Deserialize, Serialize};
 
