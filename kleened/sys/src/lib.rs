@@ -2,3 +2,5 @@
 //!
 //! `unsafe` lives here and in `libzfs-sys`, and nowhere else. Nothing here knows what a volume or a
 //! container is.
+
+pub mod fs;

@@ -1,0 +1,278 @@
+//! A tree, removed.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::{fmt, io};
+
+use rustix::fs::{AtFlags, Dir, FileType};
+use rustix::io::Errno;
+
+/// Descriptors that stay open at once. Further up the way back is `..`, checked.
+const WINDOW: usize = 32;
+
+/// How often a directory may be found filled again, or moved away, by somebody else.
+const MAX_RACES: u32 = 1000;
+
+/// Which path below the tree could not be removed.
+#[derive(Debug)]
+struct RemoveError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl fmt::Display for RemoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot remove {}", self.path.display())
+    }
+}
+
+impl std::error::Error for RemoveError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Nothing has the name `name` in `dir`, and everything that was below it is gone. Links are removed,
+/// never followed; marks against removal (immutable, append-only) are taken off. False where there
+/// was nothing: a repeat is safe. However deep the tree is, a few dozen descriptors are enough.
+///
+/// # Errors
+///
+/// Names the path that is in the way. A mount point anywhere in the tree is one (EBUSY): nothing
+/// that is mounted there is touched. What was removed before stays removed.
+pub fn remove_tree(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> io::Result<bool> {
+    let name = name.into_c_str()?.into_owned();
+    let kind = match rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+        Err(Errno::NOENT) => return Ok(false),
+        Err(errno) => return Err(errno.into()),
+    };
+    let mut removal = Removal { dir, levels: Vec::new(), races: 0 };
+    if kind == FileType::Directory || removal.unlink(dir, &name)? == Unlinked::IsDirectory {
+        removal.run(&name)?;
+    }
+    Ok(true)
+}
+
+#[derive(PartialEq, Eq)]
+enum Unlinked {
+    Gone,
+    IsDirectory,
+}
+
+/// A directory on the way down, with the directories in it that are still to be removed.
+struct Level {
+    name: CString,
+    id: (u64, u64),
+    fd: Option<OwnedFd>,
+    directories: Vec<CString>,
+}
+
+struct Removal<'d> {
+    dir: BorrowedFd<'d>,
+    levels: Vec<Level>,
+    races: u32,
+}
+
+impl Removal<'_> {
+    fn run(&mut self, top: &CStr) -> io::Result<()> {
+        self.enter(top)?;
+        loop {
+            let Some(level) = self.levels.last_mut() else { return Ok(()) };
+            if let Some(child) = level.directories.pop() {
+                self.enter(&child)?;
+                continue;
+            }
+            let Some(done) = self.levels.pop() else { return Ok(()) };
+            if !self.come_back(&done)? {
+                // The directory was moved from below us: what is left is found from the top.
+                self.race(&done.name)?;
+                self.levels.clear();
+                self.enter(top)?;
+                continue;
+            }
+            drop(done.fd);
+            let parent = self.here();
+            let removed = match rustix::fs::unlinkat(parent, &*done.name, AtFlags::REMOVEDIR) {
+                Err(Errno::PERM) => {
+                    unprotect(parent, &done.name);
+                    rustix::fs::unlinkat(parent, &*done.name, AtFlags::REMOVEDIR)
+                }
+                other => other,
+            };
+            match removed {
+                Ok(()) | Err(Errno::NOENT) => (),
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => {
+                    self.race(&done.name)?;
+                    self.enter(&done.name)?;
+                }
+                Err(errno) => return Err(self.error(&done.name, errno)),
+            }
+        }
+    }
+
+    /// The directory that holds what is dealt with next.
+    fn here(&self) -> BorrowedFd<'_> {
+        self.levels.last().and_then(|l| l.fd.as_ref()).map_or(self.dir, |fd| fd.as_fd())
+    }
+
+    /// Makes sure that the last level, whose child is done, is open. False where it can't be reached.
+    fn come_back(&mut self, child: &Level) -> io::Result<bool> {
+        let Some(level) = self.levels.last_mut() else { return Ok(true) };
+        if level.fd.is_some() {
+            return Ok(true);
+        }
+        let Some(from) = &child.fd else { return Ok(false) };
+        let fd = super::open_directory(from, c"..")?;
+        if identity(fd.as_fd())? != level.id {
+            return Ok(false);
+        }
+        level.fd = Some(fd);
+        Ok(true)
+    }
+
+    /// Removes everything in the directory `name` but directories, which become the next level.
+    fn enter(&mut self, name: &CStr) -> io::Result<()> {
+        let fd = match open_below(self.here(), name) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTDIR | Errno::LOOP | Errno::MLINK) => {
+                return match self.unlink(self.here(), name)? {
+                    Unlinked::Gone => Ok(()),
+                    Unlinked::IsDirectory => {
+                        self.race(name)?;
+                        self.enter(name)
+                    }
+                };
+            }
+            Err(errno) => return Err(self.error(name, errno)),
+        };
+        let id = identity(fd.as_fd()).map_err(|e| self.wrap(name, e))?;
+        let mut directories = Vec::new();
+        // The listing has a descriptor of its own: it would move the position of ours.
+        let listing = Dir::read_from(&fd).map_err(|e| self.error(name, e))?;
+        let name = name.to_owned();
+        self.levels.push(Level { name, id, fd: Some(fd), directories: Vec::new() });
+        for entry in listing {
+            let entry = entry.map_err(|e| self.error(c".", e))?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            if entry.file_type() == FileType::Directory
+                || self.unlink(self.here(), name)? == Unlinked::IsDirectory
+            {
+                directories.push(name.to_owned());
+            }
+        }
+        if let Some(level) = self.levels.last_mut() {
+            level.directories = directories;
+        }
+        if let Some(above) = self.levels.len().checked_sub(WINDOW + 1)
+            && let Some(level) = self.levels.get_mut(above)
+        {
+            level.fd = None;
+        }
+        Ok(())
+    }
+
+    /// Removes what is not a directory.
+    fn unlink(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<Unlinked> {
+        let removed = match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+            // Protected; or, as POSIX has it, a directory.
+            Err(Errno::PERM) => {
+                let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+                if stat.is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory) {
+                    return Ok(Unlinked::IsDirectory);
+                }
+                unprotect(dir, name);
+                rustix::fs::unlinkat(dir, name, AtFlags::empty())
+            }
+            other => other,
+        };
+        match removed {
+            Ok(()) | Err(Errno::NOENT) => Ok(Unlinked::Gone),
+            Err(Errno::ISDIR) => Ok(Unlinked::IsDirectory),
+            Err(errno) => Err(self.error(name, errno)),
+        }
+    }
+
+    fn race(&mut self, name: &CStr) -> io::Result<()> {
+        self.races += 1;
+        if self.races > MAX_RACES { Err(self.error(name, Errno::NOTEMPTY)) } else { Ok(()) }
+    }
+
+    fn error(&self, name: &CStr, errno: Errno) -> io::Error {
+        // Where a mount is in the way, both kernels call it busy elsewhere.
+        let errno = if errno == Errno::XDEV { Errno::BUSY } else { errno };
+        self.wrap(name, errno.into())
+    }
+
+    fn wrap(&self, name: &CStr, source: io::Error) -> io::Error {
+        let names = self.levels.iter().map(|l| l.name.as_c_str()).chain([name]);
+        let path = names.map(|n| OsStr::from_bytes(n.to_bytes())).collect();
+        io::Error::new(source.kind(), RemoveError { path, source })
+    }
+}
+
+fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Opens a directory that is no mount point; EXDEV where it is one.
+fn open_below(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{ResolveFlags, openat2};
+        let here = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+        openat2(dir, name, flags, Mode::empty(), here)
+    }
+    #[cfg(target_os = "freebsd")]
+    {
+        let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+        let same = rustix::fs::fstat(&fd)?.st_dev == rustix::fs::fstat(dir)?.st_dev;
+        if same { Ok(fd) } else { Err(Errno::XDEV) }
+    }
+}
+
+/// Takes marks against removal off `name` and off the directory that it is in, as far as that can be
+/// done. Whether it helped shows in the next try.
+#[cfg(target_os = "linux")]
+fn unprotect(dir: BorrowedFd<'_>, name: &CStr) {
+    use rustix::fs::{IFlags, Mode, OFlags};
+    fn clear(file: BorrowedFd<'_>) {
+        let marks = IFlags::IMMUTABLE | IFlags::APPEND;
+        if let Ok(flags) = rustix::fs::ioctl_getflags(file)
+            && flags.intersects(marks)
+        {
+            let _ = rustix::fs::ioctl_setflags(file, flags - marks);
+        }
+    }
+    clear(dir);
+    // Only files and directories have the marks, and opening anything else could do something.
+    let kind = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+        .map(|stat| FileType::from_raw_mode(stat.st_mode));
+    if matches!(kind, Ok(FileType::RegularFile | FileType::Directory)) {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            clear(file.as_fd());
+        }
+    }
+}
+
+/// Takes marks against removal off `name` and off the directory that it is in, as far as that can be
+/// done. Whether it helped shows in the next try.
+#[cfg(target_os = "freebsd")]
+fn unprotect(dir: BorrowedFd<'_>, name: &CStr) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: `dir` is open for the whole call, which touches no memory.
+    let _ = unsafe { libc::fchflags(dir.as_raw_fd(), 0) };
+    let nofollow = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `dir` is open and `name` ends with a NUL for the whole call.
+    let _ = unsafe { libc::chflagsat(dir.as_raw_fd(), name.as_ptr(), 0, nofollow) };
+}

@@ -1,0 +1,224 @@
+//! Extended attributes, of what is open and of what is not.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// What has the attributes.
+#[derive(Debug, Clone, Copy)]
+pub enum Node<'a> {
+    /// An open file or directory.
+    Open(BorrowedFd<'a>),
+    /// A name in a directory, itself and not what it links to. FreeBSD has no call for this, so there
+    /// every function fails with EOPNOTSUPP.
+    At(BorrowedFd<'a>, &'a CStr),
+}
+
+/// `names` is the names of all attributes that the caller may see, each ended by a NUL. On FreeBSD
+/// they begin with their namespace, `user.` or `system.`.
+///
+/// # Errors
+///
+/// EOPNOTSUPP where the file system has no attributes. Otherwise what `listxattr(2)` says.
+pub fn list_xattrs(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
+    names.clear();
+    platform::list(node, names)
+}
+
+/// `value` is the attribute's value.
+///
+/// # Errors
+///
+/// ENODATA (ENOATTR on FreeBSD) where there is no such attribute. Otherwise what `getxattr(2)` says.
+pub fn get_xattr(node: Node<'_>, name: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
+    value.clear();
+    platform::get(node, name, value)
+}
+
+/// The attribute has this value, whether it existed or not.
+///
+/// # Errors
+///
+/// What `setxattr(2)` says.
+pub fn set_xattr(node: Node<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+    platform::set(node, name, value)
+}
+
+/// There is no such attribute. False where there was none: a repeat is safe.
+///
+/// # Errors
+///
+/// What `removexattr(2)` says.
+pub fn remove_xattr(node: Node<'_>, name: &CStr) -> io::Result<bool> {
+    platform::remove(node, name)
+}
+
+#[cfg(target_os = "linux")]
+mod platform {
+    use std::ffi::{CStr, CString};
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd};
+
+    use rustix::buffer::spare_capacity;
+    use rustix::fs::{self, XattrFlags};
+    use rustix::io::Errno;
+
+    use super::Node;
+
+    /// The kernel's limit of both a list and a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+    const MAX: usize = 65536;
+
+    /// A path of `name` in `dir` that no link is in the way of: `/proc/self/fd/N` leads to the
+    /// directory itself, and the calls with `l` don't follow the last component.
+    fn path(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<CString> {
+        let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+        path.extend_from_slice(name.to_bytes());
+        Ok(CString::new(path)?)
+    }
+
+    pub(super) fn list(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
+        names.reserve(MAX);
+        match node {
+            Node::Open(fd) => fs::flistxattr(fd, spare_capacity(names))?,
+            Node::At(dir, name) => fs::llistxattr(path(dir, name)?, spare_capacity(names))?,
+        };
+        Ok(())
+    }
+
+    pub(super) fn get(node: Node<'_>, name: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
+        value.reserve(MAX);
+        match node {
+            Node::Open(fd) => fs::fgetxattr(fd, name, spare_capacity(value))?,
+            Node::At(dir, at) => fs::lgetxattr(path(dir, at)?, name, spare_capacity(value))?,
+        };
+        Ok(())
+    }
+
+    pub(super) fn set(node: Node<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+        match node {
+            Node::Open(fd) => fs::fsetxattr(fd, name, value, XattrFlags::empty())?,
+            Node::At(dir, at) => fs::lsetxattr(path(dir, at)?, name, value, XattrFlags::empty())?,
+        }
+        Ok(())
+    }
+
+    pub(super) fn remove(node: Node<'_>, name: &CStr) -> io::Result<bool> {
+        let removed = match node {
+            Node::Open(fd) => fs::fremovexattr(fd, name),
+            Node::At(dir, at) => fs::lremovexattr(path(dir, at)?, name),
+        };
+        match removed {
+            Ok(()) => Ok(true),
+            Err(Errno::NODATA) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+#[cfg(target_os = "freebsd")]
+mod platform {
+    use std::ffi::{CStr, c_int, c_void};
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    use std::ptr;
+
+    use super::Node;
+
+    /// The namespaces of `extattr(9)`, with the prefix that names them here.
+    const NAMESPACES: [(c_int, &[u8]); 2] =
+        [(libc::EXTATTR_NAMESPACE_USER, b"user."), (libc::EXTATTR_NAMESPACE_SYSTEM, b"system.")];
+
+    fn open<'a>(node: Node<'a>) -> io::Result<BorrowedFd<'a>> {
+        match node {
+            Node::Open(fd) => Ok(fd),
+            Node::At(..) => Err(rustix::io::Errno::OPNOTSUPP.into()),
+        }
+    }
+
+    /// The namespace that a name begins with, and the rest of the name.
+    fn split(name: &CStr) -> io::Result<(c_int, &CStr)> {
+        let bytes = name.to_bytes_with_nul();
+        NAMESPACES
+            .iter()
+            .find_map(|(space, prefix)| {
+                let rest = bytes.strip_prefix(*prefix)?;
+                Some((*space, CStr::from_bytes_with_nul(rest).ok()?))
+            })
+            .ok_or_else(|| rustix::io::Errno::OPNOTSUPP.into())
+    }
+
+    fn checked(result: isize) -> io::Result<usize> {
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Calls with no buffer for the size, then with one, until it fits.
+    fn sized(mut call: impl FnMut(*mut c_void, usize) -> isize) -> io::Result<Vec<u8>> {
+        loop {
+            let size = checked(call(ptr::null_mut(), 0))?;
+            // One more than needed: a full buffer could have been cut off.
+            let mut buffer = vec![0; size + 1];
+            let count = checked(call(buffer.as_mut_ptr().cast(), buffer.len()))?;
+            if count <= size {
+                buffer.truncate(count);
+                return Ok(buffer);
+            }
+        }
+    }
+
+    pub(super) fn list(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
+        let fd = open(node)?.as_raw_fd();
+        for (space, prefix) in NAMESPACES {
+            let listed = sized(|buffer, size| {
+                // SAFETY: `fd` is open, and `buffer` has room for `size` bytes or is null with 0.
+                unsafe { libc::extattr_list_fd(fd, space, buffer, size) }
+            });
+            let listed = match listed {
+                // Without privileges the system namespace is not for us to see.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => continue,
+                other => other?,
+            };
+            // Each name has its length before it, and no NUL.
+            let mut rest = listed.as_slice();
+            while let Some((&length, tail)) = rest.split_first() {
+                let Some((name, tail)) = tail.split_at_checked(length.into()) else { break };
+                names.extend_from_slice(prefix);
+                names.extend_from_slice(name);
+                names.push(0);
+                rest = tail;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(node: Node<'_>, name: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
+        let fd = open(node)?.as_raw_fd();
+        let (space, name) = split(name)?;
+        *value = sized(|buffer, size| {
+            // SAFETY: `fd` is open, `name` ends with a NUL, and `buffer` has room for `size` bytes
+            // or is null with 0.
+            unsafe { libc::extattr_get_fd(fd, space, name.as_ptr(), buffer, size) }
+        })?;
+        Ok(())
+    }
+
+    pub(super) fn set(node: Node<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
+        let fd = open(node)?.as_raw_fd();
+        let (space, name) = split(name)?;
+        let data = value.as_ptr().cast();
+        // SAFETY: `fd` is open, `name` ends with a NUL, and `data` has `value.len()` bytes.
+        let set = unsafe { libc::extattr_set_fd(fd, space, name.as_ptr(), data, value.len()) };
+        checked(set).map(drop)
+    }
+
+    pub(super) fn remove(node: Node<'_>, name: &CStr) -> io::Result<bool> {
+        let fd = open(node)?.as_raw_fd();
+        let (space, name) = split(name)?;
+        // SAFETY: `fd` is open and `name` ends with a NUL.
+        let removed = unsafe { libc::extattr_delete_fd(fd, space, name.as_ptr()) };
+        match checked(removed as isize) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOATTR) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
