@@ -16,8 +16,19 @@ pub struct Copied {
     pub cloned: bool,
 }
 
-/// The whole content of `from` is that of `to`, shared until one of them is written to. False where
-/// the file systems can't do that; then `to` is as it was.
+/// What [`clone_file`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cloned {
+    /// The files share their content.
+    Yes,
+    /// These two files can't share.
+    NotThese,
+    /// No two files of these file systems can share.
+    Never,
+}
+
+/// The whole content of `from` is that of `to`, shared until one of them is written to; or, where
+/// that can't be, `to` is as it was.
 ///
 /// # Errors
 ///
@@ -25,26 +36,24 @@ pub struct Copied {
 ///
 /// # Source
 ///
-/// `ioctl_ficlone(2)`. FreeBSD clones in `copy_file_range(2)`, so there this is always false.
-pub fn clone_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<bool> {
+/// `ioctl_ficlone(2)`. FreeBSD clones in `copy_file_range(2)`, so there the answer is
+/// [`Cloned::Never`].
+pub fn clone_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<Cloned> {
     #[cfg(target_os = "linux")]
     match rustix::fs::ioctl_ficlone(to, from) {
-        Ok(()) => return Ok(true),
-        Err(
-            Errno::OPNOTSUPP
-            | Errno::NOTTY
-            | Errno::NOSYS
-            | Errno::INVAL
-            | Errno::XDEV
-            | Errno::BADF
-            | Errno::ISDIR
-            | Errno::PERM
-            | Errno::TXTBSY,
-        ) => (),
-        Err(errno) => return Err(errno.into()),
+        Ok(()) => Ok(Cloned::Yes),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV) => Ok(Cloned::Never),
+        // Not aligned, not the same kind of storage, protected, used for swapping.
+        Err(Errno::INVAL | Errno::BADF | Errno::ISDIR | Errno::PERM | Errno::TXTBSY) => {
+            Ok(Cloned::NotThese)
+        }
+        Err(errno) => Err(errno.into()),
     }
-    let _ = (from, to);
-    Ok(false)
+    #[cfg(target_os = "freebsd")]
+    {
+        let _ = (from, to);
+        Ok(Cloned::Never)
+    }
 }
 
 /// The first `length` bytes of `from`, or as many as there are, are in `to`: cloned where that can
@@ -59,7 +68,7 @@ pub fn clone_or_copy(
     length: u64,
     buffer: &mut [u8],
 ) -> io::Result<Copied> {
-    if clone_file(from, to)? {
+    if clone_file(from, to)? == Cloned::Yes {
         return Ok(Copied { bytes: length, cloned: true });
     }
     Ok(Copied { bytes: copy_range(from, to, 0..length, buffer)?, cloned: false })
@@ -184,5 +193,73 @@ pub fn next_data(file: impl AsFd, offset: u64, end: u64) -> io::Result<Option<Ra
         Ok(hole) if hole > start => Ok(Some(start..hole.min(end))),
         Ok(_) | Err(Errno::NXIO) => Ok(None),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, SeekFrom, Write};
+
+    use super::*;
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    fn files(content: &[u8]) -> (File, File) {
+        let mut from = tempfile::tempfile().unwrap();
+        from.write_all(content).unwrap();
+        (from, tempfile::tempfile().unwrap())
+    }
+
+    fn content(mut file: &File) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn both_ways_copy_the_range_and_nothing_else() {
+        let bytes = pattern(100_000);
+        for copy in [copy_range, read_and_write] {
+            let (from, to) = files(&bytes);
+            let mut buffer = vec![0; 4096];
+            let copied = copy(from.as_fd(), to.as_fd(), 10..70_000, &mut buffer).unwrap();
+            assert_eq!(copied, 69_990);
+            let got = content(&to);
+            assert_eq!(got.len(), 70_000);
+            assert_eq!(got[..10], [0; 10]);
+            assert_eq!(got[10..], bytes[10..70_000]);
+            // More than there is: up to the end, and no waiting for more.
+            assert_eq!(
+                copy(from.as_fd(), to.as_fd(), 70_000..u64::MAX / 2, &mut buffer).unwrap(),
+                30_000
+            );
+            assert_eq!(content(&to)[10..], bytes[10..]);
+        }
+    }
+
+    #[test]
+    fn files_that_the_kernel_makes_up_are_read() {
+        let from = File::open("/proc/version").or_else(|_| File::open("/etc/passwd")).unwrap();
+        let to = tempfile::tempfile().unwrap();
+        let copied = clone_or_copy(from.as_fd(), to.as_fd(), 1 << 20, &mut [0; 512]).unwrap();
+        assert!(copied.bytes > 0);
+        assert_eq!(content(&to), content(&from));
+    }
+
+    #[test]
+    fn holes_are_found() {
+        let file = tempfile::tempfile().unwrap();
+        let size = 8 << 20;
+        file.set_len(size).unwrap();
+        assert_eq!(next_data(&file, 0, size).unwrap(), None);
+        rustix::io::pwrite(&file, &[1; 65536], 4 << 20).unwrap();
+        let found = next_data(&file, 0, size).unwrap().unwrap();
+        assert!(found.contains(&(4 << 20)) && found.contains(&((4 << 20) + 65535)), "{found:?}");
+        assert_eq!(next_data(&file, found.end, size).unwrap(), None);
+        assert_eq!(next_data(&file, size, size).unwrap(), None);
     }
 }

@@ -135,3 +135,61 @@ pub fn lock_file(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        fs::File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn a_rename_never_replaces() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(dir.path());
+        fs::create_dir(dir.path().join("a")).unwrap();
+        fs::create_dir(dir.path().join("b")).unwrap();
+        fs::write(dir.path().join("file"), "file").unwrap();
+        for (from, to) in [("a", "b"), ("file", "a"), ("a", "file")] {
+            let error = rename_noreplace(fd.as_fd(), from, fd.as_fd(), to).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{from} to {to}");
+        }
+        rename_noreplace(fd.as_fd(), "a", fd.as_fd(), "c").unwrap();
+        rename_noreplace(fd.as_fd(), "file", fd.as_fd(), "file2").unwrap();
+        assert!(dir.path().join("c").is_dir() && !dir.path().join("a").exists());
+        assert!(dir.path().join("file2").is_file() && !dir.path().join("file").exists());
+        let error = rename_noreplace(fd.as_fd(), "missing", fd.as_fd(), "d").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_replaced_in_one_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(dir.path());
+        write_atomically(fd.as_fd(), "name", b"one", 0o640).unwrap();
+        write_atomically(fd.as_fd(), "name", b"two", 0o666).unwrap();
+        let path = dir.path().join("name");
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o666);
+        // A directory can't be replaced by a file; nothing is left over.
+        fs::create_dir(dir.path().join("taken")).unwrap();
+        write_atomically(fd.as_fd(), "taken", b"", 0o600).unwrap_err();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_lock_is_held_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(dir.path());
+        let held = lock_file(fd.as_fd(), "lock").unwrap();
+        assert!(held.is_some());
+        assert!(lock_file(fd.as_fd(), "lock").unwrap().is_none());
+        drop(held);
+        assert!(lock_file(fd.as_fd(), "lock").unwrap().is_some());
+    }
+}

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use rustix::fs::{AtFlags, Dir, FileType};
+use rustix::fs::{AtFlags, Dir, FileType, OFlags};
 use rustix::io::Errno;
 
 /// Descriptors that stay open at once. Further up the way back is `..`, checked.
@@ -135,7 +135,8 @@ impl Removal<'_> {
 
     /// Removes everything in the directory `name` but directories, which become the next level.
     fn enter(&mut self, name: &CStr) -> io::Result<()> {
-        let fd = match open_below(self.here(), name) {
+        let fd = match super::open_unmounted(self.here(), name, OFlags::RDONLY | OFlags::DIRECTORY)
+        {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(()),
             Err(Errno::NOTDIR | Errno::LOOP | Errno::MLINK) => {
@@ -222,29 +223,11 @@ fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Opens a directory that is no mount point; EXDEV where it is one.
-fn open_below(dir: BorrowedFd<'_>, name: &CStr) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{ResolveFlags, openat2};
-        let here = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-        openat2(dir, name, flags, Mode::empty(), here)
-    }
-    #[cfg(target_os = "freebsd")]
-    {
-        let fd = rustix::fs::openat(dir, name, flags, Mode::empty())?;
-        let same = rustix::fs::fstat(&fd)?.st_dev == rustix::fs::fstat(dir)?.st_dev;
-        if same { Ok(fd) } else { Err(Errno::XDEV) }
-    }
-}
-
 /// Takes marks against removal off `name` and off the directory that it is in, as far as that can be
 /// done. Whether it helped shows in the next try.
 #[cfg(target_os = "linux")]
 fn unprotect(dir: BorrowedFd<'_>, name: &CStr) {
-    use rustix::fs::{IFlags, Mode, OFlags};
+    use rustix::fs::{IFlags, Mode};
     fn clear(file: BorrowedFd<'_>) {
         let marks = IFlags::IMMUTABLE | IFlags::APPEND;
         if let Ok(flags) = rustix::fs::ioctl_getflags(file)
@@ -275,4 +258,137 @@ fn unprotect(dir: BorrowedFd<'_>, name: &CStr) {
     let nofollow = libc::AT_SYMLINK_NOFOLLOW;
     // SAFETY: `dir` is open and `name` ends with a NUL for the whole call.
     let _ = unsafe { libc::chflagsat(dir.as_raw_fd(), name.as_ptr(), 0, nofollow) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use rustix::fs::{Mode, mkdirat};
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        fs::File::open(path).unwrap().into()
+    }
+
+    #[test]
+    fn a_tree_goes_and_what_its_links_lead_to_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("a/b/c")).unwrap();
+        fs::create_dir(dir.path().join("kept")).unwrap();
+        fs::write(dir.path().join("kept/file"), "").unwrap();
+        fs::write(tree.join("a/file"), "").unwrap();
+        symlink("../../kept", tree.join("a/link")).unwrap();
+        symlink(dir.path(), tree.join("a/b/absolute")).unwrap();
+        let fd = open(dir.path());
+        assert!(remove_tree(fd.as_fd(), "tree").unwrap());
+        assert!(!remove_tree(fd.as_fd(), "tree").unwrap());
+        assert!(dir.path().join("kept/file").exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A link itself, and a file.
+        symlink("kept", dir.path().join("link")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(remove_tree(fd.as_fd(), "link").unwrap());
+        assert!(remove_tree(fd.as_fd(), "file").unwrap());
+        assert!(dir.path().join("kept/file").exists());
+    }
+
+    #[test]
+    fn depth_needs_neither_stack_nor_descriptors() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let limit = getrlimit(Resource::Nofile);
+        let few = Some(limit.current.map_or(400, |soft| soft.min(400)));
+        setrlimit(Resource::Nofile, Rlimit { current: few, maximum: limit.maximum }).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(dir.path());
+        let mut at = open(dir.path());
+        for _ in 0..3000 {
+            for name in ["deeper", "beside"] {
+                mkdirat(&at, name, Mode::RWXU).unwrap();
+            }
+            at = super::super::open_directory(&at, "deeper").unwrap();
+        }
+        drop(at);
+        assert!(remove_tree(fd.as_fd(), "deeper").unwrap());
+        assert!(remove_tree(fd.as_fd(), "beside").unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn somebody_who_goes_on_writing_does_not_stop_it() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        for i in 0..200 {
+            fs::create_dir_all(tree.join(format!("{i}/x"))).unwrap();
+        }
+        let (started, stop) = (std::sync::Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                started.wait();
+                for i in 0..200 {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let _ = fs::write(tree.join(format!("{i}/x/new")), "");
+                    let _ = fs::rename(tree.join(format!("{i}/x")), tree.join("moved"));
+                }
+            });
+            started.wait();
+            let fd = open(dir.path());
+            assert!(remove_tree(fd.as_fd(), "tree").unwrap());
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(!tree.exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn marks_against_removal_are_taken_off() {
+        use rustix::fs::IFlags;
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("fixed/below")).unwrap();
+        fs::write(tree.join("fixed/file"), "").unwrap();
+        for (path, flag) in [("fixed/file", IFlags::APPEND), ("fixed", IFlags::IMMUTABLE)] {
+            let file = open(&tree.join(path));
+            let set = rustix::fs::ioctl_getflags(&file)
+                .and_then(|flags| rustix::fs::ioctl_setflags(&file, flags | flag));
+            if let Err(errno) = set {
+                return super::super::skip("flags", errno);
+            }
+        }
+        fs::remove_dir_all(&tree).unwrap_err();
+        assert!(remove_tree(open(dir.path()).as_fd(), "tree").unwrap());
+        assert!(!tree.exists());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_mounted_in_the_tree_is_not_touched() {
+        use nix::mount::{MntFlags, MsFlags, mount, umount2};
+        use nix::sched::{CloneFlags, unshare};
+        // Of this thread alone.
+        if let Err(errno) = unshare(CloneFlags::CLONE_NEWNS) {
+            return super::super::skip("mount", errno);
+        }
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, host) = (dir.path().join("tree"), dir.path().join("host"));
+        fs::create_dir_all(tree.join("a/mounted")).unwrap();
+        fs::create_dir(&host).unwrap();
+        fs::write(host.join("precious"), "").unwrap();
+        mount(Some(&host), &tree.join("a/mounted"), none, MsFlags::MS_BIND, none).unwrap();
+        let error = remove_tree(open(dir.path()).as_fd(), "tree").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(error.to_string(), "cannot remove tree/a/mounted");
+        assert!(host.join("precious").exists());
+        umount2(&tree.join("a/mounted"), MntFlags::empty()).unwrap();
+        assert!(remove_tree(open(dir.path()).as_fd(), "tree").unwrap());
+    }
 }

@@ -222,3 +222,45 @@ mod platform {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn names(node: Node<'_>) -> Vec<u8> {
+        let mut names = Vec::new();
+        list_xattrs(node, &mut names).unwrap();
+        names
+    }
+
+    #[test]
+    fn attributes_of_files_and_of_links_themselves() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        let file = std::fs::File::create(dir.path().join("file")).unwrap();
+        std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
+        let (open, link) = (Node::Open(file.as_fd()), Node::At(fd.as_fd(), c"link"));
+        let mut value = Vec::new();
+        set_xattr(open, c"user.a", b"one").unwrap();
+        set_xattr(open, c"user.a", b"two\0").unwrap();
+        get_xattr(Node::At(fd.as_fd(), c"file"), c"user.a", &mut value).unwrap();
+        assert_eq!(value, b"two\0");
+        // Links only have attributes for the privileged.
+        match set_xattr(link, c"trusted.b", b"") {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return super::super::skip("trusted", error);
+            }
+            other => other.unwrap(),
+        }
+        get_xattr(link, c"trusted.b", &mut value).unwrap();
+        assert_eq!(value, b"");
+        assert_eq!(names(open), b"user.a\0");
+        assert_eq!(names(link), b"trusted.b\0");
+        assert!(remove_xattr(link, c"trusted.b").unwrap());
+        assert!(!remove_xattr(link, c"trusted.b").unwrap());
+        assert_eq!(names(link), b"");
+    }
+}
