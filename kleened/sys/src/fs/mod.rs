@@ -15,7 +15,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 
 pub use attributes::{Attributes, attributes, attributes_at, chmod_at, unmask_thread};
 pub use data::{Cloned, Copied, clone_file, clone_or_copy, copy_range, next_data};
@@ -105,7 +105,7 @@ pub fn sync_file_system(file: impl AsFd) -> io::Result<()> {
 /// What `mknodat(2)` says, on FreeBSD `bindat(2)`: there the name has at most 103 bytes.
 pub fn make_socket(dir: BorrowedFd<'_>, name: &CStr, mode: Mode) -> io::Result<()> {
     #[cfg(target_os = "linux")]
-    rustix::fs::mknodat(dir, name, FileType::Socket, mode, 0)?;
+    rustix::fs::mknodat(dir, name, rustix::fs::FileType::Socket, mode, 0)?;
     #[cfg(target_os = "freebsd")]
     {
         use std::os::fd::AsRawFd;
@@ -128,7 +128,7 @@ pub fn make_socket(dir: BorrowedFd<'_>, name: &CStr, mode: Mode) -> io::Result<(
         )?;
         let (at, socket) = (dir.as_raw_fd(), socket.as_raw_fd());
         // SAFETY: both descriptors are open, and the address is as long as it says.
-        let bound = unsafe { bindat(at, socket, address.as_ptr(), address.len()) };
+        let bound = unsafe { bindat(at, socket, address.as_ptr().cast(), address.len()) };
         if bound != 0 {
             return Err(io::Error::last_os_error());
         }

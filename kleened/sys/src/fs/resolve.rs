@@ -428,11 +428,13 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
     fn identity(fd: &OwnedFd) -> (u64, u64) {
         let stat = rustix::fs::fstat(fd).unwrap();
         (stat.st_dev, stat.st_ino)
     }
 
+    #[cfg(target_os = "linux")]
     fn error_number(error: io::Error) -> i32 {
         error.raw_os_error().unwrap()
     }
