@@ -1,2 +1,28 @@
-//! The client.
-fn main() {}
+//! `klee`, the client of `kleened`. It knows the wire and the terminal, and nothing of the engine.
+
+mod attach;
+mod cli;
+mod client;
+mod container;
+mod context;
+mod exec;
+mod failure;
+mod image;
+mod logs;
+mod man;
+mod print;
+mod signals;
+mod system;
+mod template;
+mod terminal;
+mod volume;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let status = match cli::parse() {
+        Ok((cli, format)) => cli::run(cli).map_or_else(|failure| failure.report(format), |()| 0),
+        Err(status) => status,
+    };
+    ExitCode::from(status)
+}

@@ -1,0 +1,347 @@
+//! The command line: every command, option and help text.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use kleened_api::mount::MountError;
+use kleened_api::{ContainerName, ImageRef, NameError, VolumeName, routes};
+
+use crate::client::Client;
+use crate::container::{
+    self, ContainerCommand, ContainerList, ContainerRemove, Create, Rename, Stop, Update, Wait,
+};
+use crate::context::Context;
+use crate::exec::{self, Exec, Run, Start};
+use crate::failure::Failure;
+use crate::image::{self, ImageCommand, ImageList, ImageRemove};
+use crate::logs::{self, Logs};
+use crate::print::{self, OutputFormat, Theme};
+use crate::template::Template;
+use crate::volume::{self, VolumeCommand, VolumeList, VolumeRemove};
+use crate::{man, system};
+
+/// What follows the help of `klee` itself, and stands in its manual page.
+pub(crate) const EXIT_STATUS: &[(&str, &str)] = &[
+    ("0", "Success."),
+    ("1", "The daemon or klee failed, or the question was answered with no."),
+    ("2", "Wrong usage, or something in the request is not allowed."),
+    ("3", "There is no such object."),
+    ("4", "The object exists and differs from what was asked for."),
+    ("5", "The object is in use."),
+    ("6", "The object is not in a state in which this can be done."),
+    ("7", "Permission denied."),
+    ("8", "Not supported by this storage driver or platform."),
+    ("9", "No space left, or a quota is used up."),
+    ("10", "The daemon can't be reached, or is stopping."),
+    (
+        "125",
+        "A mount is not allowed. And run, exec, start: no process was started, or it was lost.",
+    ),
+    ("126", "run, exec, start: the program can't be run."),
+    ("127", "run, exec, start: there is no such program."),
+    ("130", "Interrupted. What the daemon had begun, it finishes."),
+    ("141", "The reader of the output went away."),
+];
+
+/// The shortcuts, and what they stand for.
+pub(crate) const SHORTCUTS: &[(&str, &str)] = &[
+    ("lsv isv rmv", "volume ls, inspect, rm"),
+    ("lsc isc rmc", "container ls, inspect, rm"),
+    ("lsi isi rmi", "image ls, inspect, rm"),
+    ("create run exec start stop restart", "the same after container"),
+    ("logs update rename wait", "the same after container"),
+    ("info", "system info"),
+];
+
+fn after_help() -> String {
+    let table = |rows: &[(&str, &str)]| -> String {
+        let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or_default();
+        rows.iter().map(|(left, right)| format!("  {left:width$}  {right}\n")).collect()
+    };
+    format!(
+        "Shortcuts:\n{}\nExit status:\n{}  n    run, exec, start: otherwise that of the process; 128 and the signal's number",
+        table(SHORTCUTS),
+        table(EXIT_STATUS)
+    )
+}
+
+/// Manage volumes and containers: the client of kleened.
+#[derive(Debug, Parser)]
+#[command(name = "klee", version, after_long_help = after_help(), max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The daemon's socket: a path, unix:///PATH or http:///PATH.
+    #[arg(long, global = true, env = "KLEE_HOST", value_name = "SOCKET",
+          default_value = routes::DEFAULT_SOCKET, hide_env_values = true)]
+    pub(crate) host: String,
+    /// The look of tables.
+    #[arg(
+        long,
+        global = true,
+        env = "KLEE_THEME",
+        value_enum,
+        default_value_t,
+        hide_env_values = true
+    )]
+    pub(crate) theme: Theme,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Manage volumes.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Manage containers.
+    #[command(subcommand)]
+    Container(Box<ContainerCommand>),
+    /// Manage images.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Show what the daemon is.
+    #[command(subcommand)]
+    System(SystemCommand),
+    /// Write a completion script to standard output.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    #[command(subcommand, hide = true)]
+    Generate(GenerateCommand),
+    #[command(flatten)]
+    Shortcut(Box<Shortcut>),
+}
+
+/// Copies of commands at the top level.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Shortcut {
+    #[command(hide = true)]
+    Lsv(VolumeList),
+    #[command(hide = true)]
+    Isv(Inspect<VolumeName>),
+    #[command(hide = true)]
+    Rmv(VolumeRemove),
+    #[command(hide = true)]
+    Lsc(ContainerList),
+    #[command(hide = true)]
+    Isc(Inspect<ContainerName>),
+    #[command(hide = true)]
+    Rmc(ContainerRemove),
+    #[command(hide = true)]
+    Lsi(ImageList),
+    #[command(hide = true)]
+    Isi(Inspect<ImageRef>),
+    #[command(hide = true)]
+    Rmi(ImageRemove),
+    #[command(hide = true)]
+    Create(Create),
+    #[command(hide = true)]
+    Run(Run),
+    #[command(hide = true)]
+    Exec(Exec),
+    #[command(hide = true)]
+    Start(Start),
+    #[command(hide = true)]
+    Stop(Stop),
+    #[command(hide = true)]
+    Restart(Stop),
+    #[command(hide = true)]
+    Logs(Logs),
+    #[command(hide = true)]
+    Update(Update),
+    #[command(hide = true)]
+    Rename(Rename),
+    #[command(hide = true)]
+    Wait(Wait),
+    #[command(hide = true)]
+    Info(Output),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GenerateCommand {
+    /// Write the manual pages.
+    Man {
+        /// The folder for them.
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Show the daemon's version, storage driver, platform and root.
+    Info(Output),
+}
+
+/// How results and errors are written.
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// How results are written, and errors: json writes the error's body to standard error.
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: OutputFormat,
+}
+
+/// What a list shows of each object.
+#[derive(Debug, Args)]
+pub(crate) struct ListOutput {
+    /// Only names, or ids where there are ids.
+    #[arg(short, long, conflicts_with_all = ["output", "format"])]
+    pub(crate) quiet: bool,
+    /// A text for each object in which {{.Field}} stands for the value of a field, and
+    /// {{json .Field}} for its JSON; the fields are those of -o json.
+    #[arg(long, value_name = "TEMPLATE", conflicts_with = "output")]
+    pub(crate) format: Option<Template>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// Show everything about one object.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect<T: Clone + Send + Sync + FromStr<Err = NameError> + 'static> {
+    /// The object.
+    #[arg(value_name = "NAME")]
+    pub(crate) name: T,
+    /// A text in which {{.Field.Field}} stands for the value of a field.
+    #[arg(long, value_name = "TEMPLATE")]
+    pub(crate) format: Option<Template>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// Don't ask.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only show what would be removed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// How a process starts.
+#[derive(Debug, Args)]
+pub(crate) struct ProcessOptions {
+    /// The user.
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// An environment variable. Without a value it gets klee's own, if there is one.
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = env_variable)]
+    pub(crate) env: Vec<EnvVariable>,
+    /// The directory to start in.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) workdir: Option<String>,
+}
+
+/// An environment variable `NAME=VALUE`; `None` for one that klee itself was to give and has not.
+pub(crate) type EnvVariable = Option<String>;
+
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(format!("'{}' is not KEY=VALUE", text.escape_default())),
+    }
+}
+
+pub(crate) fn env_variable(text: &str) -> Result<EnvVariable, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(Some(text.to_owned())),
+        None if !text.is_empty() => match std::env::var(text) {
+            Ok(value) => Ok(Some(format!("{text}={value}"))),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(error) => Err(format!("{text}: {error}")),
+        },
+        _ => Err(format!("'{}' is not NAME=VALUE", text.escape_default())),
+    }
+}
+
+/// Reads the command line. Where that ends the run, the exit status.
+pub(crate) fn parse() -> Result<(Cli, OutputFormat), u8> {
+    let mut command = Cli::command();
+    let parsed = command
+        .try_get_matches_from_mut(std::env::args_os())
+        .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, output_format(&matches))));
+    parsed.map_err(|error| {
+        let cause = std::error::Error::source(&error);
+        let bad_mount = cause.and_then(|cause| cause.downcast_ref::<MountError>());
+        let bad_name = cause.and_then(|cause| cause.downcast_ref::<NameError>());
+        match (error.kind(), bad_mount, bad_name) {
+            (ErrorKind::ValueValidation, Some(error), _) => {
+                Failure::usage(error).not_started().report(OutputFormat::Table)
+            }
+            (ErrorKind::ValueValidation, _, Some(error)) => {
+                Failure::usage(error).report(OutputFormat::Table)
+            }
+            _ => {
+                // A reader that went away has seen what it wanted.
+                let _ = error.print();
+                u8::try_from(error.exit_code()).unwrap_or(2)
+            }
+        }
+    })
+}
+
+/// How the command is to report errors.
+fn output_format(matches: &ArgMatches) -> OutputFormat {
+    let mut command = matches;
+    while let Some((_, sub)) = command.subcommand() {
+        command = sub;
+    }
+    command.try_get_one("output").ok().flatten().copied().unwrap_or_default()
+}
+
+/// Runs a command.
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "klee", &mut script);
+            print::out(&String::from_utf8_lossy(&script))
+        }
+        Command::Generate(GenerateCommand::Man { dir }) => man::generate(&dir),
+        command => {
+            let context = Context { client: Client::new(&cli.host)?, theme: cli.theme };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime =
+                runtime.map_err(|error| Failure::local("cannot start the event loop", &error))?;
+            let result = runtime.block_on(ask(command, &context));
+            // A write that nobody reads must not keep klee.
+            runtime.shutdown_background();
+            result
+        }
+    }
+}
+
+async fn ask(command: Command, context: &Context) -> Result<(), Failure> {
+    match command {
+        Command::Volume(command) => volume::run(command, context).await,
+        Command::Container(command) => container::run(*command, context).await,
+        Command::Image(command) => image::run(command, context).await,
+        Command::System(SystemCommand::Info(output)) => system::info(output, context).await,
+        Command::Shortcut(shortcut) => match *shortcut {
+            Shortcut::Lsv(args) => volume::list(args, context).await,
+            Shortcut::Isv(args) => volume::inspect(args, context).await,
+            Shortcut::Rmv(args) => volume::remove(args, context).await,
+            Shortcut::Lsc(args) => container::list(args, context).await,
+            Shortcut::Isc(args) => container::inspect(args, context).await,
+            Shortcut::Rmc(args) => container::remove(args, context).await,
+            Shortcut::Lsi(args) => image::list(args, context).await,
+            Shortcut::Isi(args) => image::inspect(args, context).await,
+            Shortcut::Rmi(args) => image::remove(args, context).await,
+            Shortcut::Create(args) => container::create(args, context).await,
+            Shortcut::Run(args) => exec::run(args, context).await,
+            Shortcut::Exec(args) => exec::exec(args, context).await,
+            Shortcut::Start(args) => exec::start(args, context).await,
+            Shortcut::Stop(args) => container::stop(args, context).await,
+            Shortcut::Restart(args) => container::restart(args, context).await,
+            Shortcut::Logs(args) => logs::show(args, context).await,
+            Shortcut::Update(args) => container::update(args, context).await,
+            Shortcut::Rename(args) => container::rename(args, context).await,
+            Shortcut::Wait(args) => container::wait(args, context).await,
+            Shortcut::Info(output) => system::info(output, context).await,
+        },
+        Command::Completion { .. } | Command::Generate(_) => Ok(()),
+    }
+}

@@ -1,0 +1,71 @@
+//! What every command needs: the daemon, the look of tables; and what several commands do alike.
+
+use std::io;
+
+use hyper::Method;
+use kleened_api::volume::PruneQuery;
+
+use crate::cli::Prune;
+use crate::client::{Client, with_query};
+use crate::failure::Failure;
+use crate::print::{self, OutputFormat, Theme};
+
+/// What every command needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) theme: Theme,
+}
+
+impl Context {
+    /// Removes what is not used, after a question.
+    pub(crate) async fn prune(
+        &self,
+        args: &Prune,
+        route: &str,
+        query: PruneQuery,
+        what: &str,
+    ) -> Result<(), Failure> {
+        let ask = !args.force && !args.dry_run;
+        if ask {
+            print::out(&format!(
+                "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N]: "
+            ))?;
+            let mut answer = String::new();
+            // What is no text is no yes.
+            let _ = io::stdin().read_line(&mut answer);
+            if !matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes") {
+                print::note("Aborted!");
+                return Err(Failure::Quiet(1));
+            }
+        }
+        let removed: Vec<String> =
+            self.client.change(Method::POST, &with_query(route, &query)?).await?;
+        match args.output.output {
+            OutputFormat::Json => print::json(&removed),
+            OutputFormat::Table if ask && removed.is_empty() => print::out("\n"),
+            OutputFormat::Table => print::lines(removed.iter().map(String::as_str)),
+        }
+    }
+}
+
+/// The filters, of which only those in `repeatable` may be given twice.
+pub(crate) fn filters<'a>(
+    given: &'a [(String, String)],
+    repeatable: &[&str],
+) -> Result<Vec<(&'a str, &'a str)>, Failure> {
+    let mut seen: Vec<(&str, &str)> = Vec::with_capacity(given.len());
+    for (key, value) in given {
+        if !repeatable.contains(&key.as_str()) && seen.iter().any(|(other, _)| other == key) {
+            let key = key.escape_default();
+            return Err(Failure::usage(format!("the filter '{key}' is given twice")));
+        }
+        seen.push((key, value));
+    }
+    Ok(seen)
+}
+
+/// The value of a filter that is true or false.
+pub(crate) fn yes_or_no(key: &str, value: &str) -> Result<bool, Failure> {
+    value.parse().map_err(|_| Failure::usage(format!("the filter '{key}' is true or false")))
+}

@@ -1,0 +1,171 @@
+//! Processes: `klee container run`, `start` and `exec`.
+
+use clap::Args;
+use hyper::Method;
+use kleened_api::exec::{ExecConfig, ExecStart};
+use kleened_api::{ContainerName, IdReply, routes};
+
+use crate::attach;
+use crate::cli::{Output, ProcessOptions};
+use crate::container::{self, Create};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::print;
+
+/// How klee is connected to a process.
+#[derive(Debug, Args)]
+pub(crate) struct AttachOptions {
+    /// Don't wait for the process, and don't show its output.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Send standard input to the process.
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the process a terminal.
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Write nothing but the process's output, and errors.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) attach: AttachOptions,
+    #[command(flatten)]
+    pub(crate) create: Create,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    #[command(flatten)]
+    pub(crate) attach: AttachOptions,
+    /// The containers; only one unless detached.
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(crate) containers: Vec<ContainerName>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) attach: AttachOptions,
+    #[command(flatten)]
+    pub(crate) process: ProcessOptions,
+    /// The container.
+    pub(crate) container: ContainerName,
+    /// The command; the container's where there is none.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+impl AttachOptions {
+    /// A line of klee's own, beside a process's output.
+    pub(crate) fn note(&self, line: &str) {
+        if !self.quiet {
+            print::note(line);
+        }
+    }
+
+    fn exec_config(&self, container: &str) -> ExecConfig {
+        ExecConfig {
+            container_id: container.to_owned(),
+            user: Some(String::new()),
+            tty: self.tty,
+            stdin: Some(self.interactive && !self.detach),
+            ..ExecConfig::default()
+        }
+    }
+}
+
+/// The container's id goes to standard output only when detached: otherwise that is the process's.
+pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
+    let Run { attach, create } = args;
+    let (remove, format) = (create.rm, create.output.output);
+    let created = container::post(&create.config()?, context).await;
+    let created = created.map_err(Failure::not_started)?;
+    if attach.detach {
+        print::reply(&created, &created.id, format)?;
+    } else {
+        attach.note(&created.id);
+    }
+    let result = process(attach.exec_config(&created.id), &attach, context).await;
+    if remove && matches!(result, Err(Failure::Reported { .. })) {
+        // A container that was never started never ends either. One that runs is not removed.
+        let path = routes::with_name(routes::CONTAINER, &created.id);
+        let _ = context.client.change::<IdReply>(Method::DELETE, &path).await;
+    }
+    result.map(drop)
+}
+
+/// Stops at the first failure.
+pub(crate) async fn start(args: Start, context: &Context) -> Result<(), Failure> {
+    if !args.attach.detach && args.containers.len() > 1 {
+        return Err(Failure::usage("only one container can be started unless --detach is given"));
+    }
+    for container in &args.containers {
+        process(args.attach.exec_config(container.as_str()), &args.attach, context).await?;
+        if args.attach.detach {
+            print::lines([container.as_str()])?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts a container whose output nobody waits for.
+pub(crate) async fn start_detached(container: &str, context: &Context) -> Result<(), Failure> {
+    let attach = AttachOptions { detach: true, interactive: false, tty: false, quiet: false };
+    process(attach.exec_config(container), &attach, context).await.map(drop)
+}
+
+/// The instance's id goes to standard output only when detached.
+pub(crate) async fn exec(args: Exec, context: &Context) -> Result<(), Failure> {
+    let config = ExecConfig {
+        cmd: args.command,
+        user: Some(args.process.user.unwrap_or_default()),
+        env: args.process.env.into_iter().flatten().collect(),
+        workdir: args.process.workdir,
+        ..args.attach.exec_config(args.container.as_str())
+    };
+    let instance = process(config, &args.attach, context).await?;
+    if args.attach.detach {
+        print::reply(&instance, &instance.id, args.output.output)?;
+    }
+    Ok(())
+}
+
+/// Starts a process and, unless detached, stays with it until it ends. A stopped container is
+/// started with it.
+async fn process(
+    config: ExecConfig,
+    attach: &AttachOptions,
+    context: &Context,
+) -> Result<IdReply, Failure> {
+    let instance: IdReply =
+        context.client.post(routes::EXEC_CREATE, &config).await.map_err(|failure| {
+            failure.within("could not create execution instance").not_started()
+        })?;
+    attach.note(&format!("created execution instance {}", instance.id));
+    let start =
+        ExecStart { exec_id: instance.id.clone(), attach: !attach.detach, start_container: true };
+    if attach.detach {
+        attach::start(&context.client, &start).await?;
+    } else {
+        let exit = attach::stay(&context.client, &start, attach).await?;
+        let id = &instance.id;
+        let who = if exit.container_ended {
+            format!("executable {id} and its container exited")
+        } else {
+            format!("{id} has exited")
+        };
+        attach.note(&format!("\n{who} with exit-code {}", exit.code));
+        if exit.code != 0 {
+            return Err(Failure::Quiet(u8::try_from(exit.code).unwrap_or(u8::MAX)));
+        }
+    }
+    Ok(instance)
+}
