@@ -23,6 +23,7 @@
 //! | [`error`] | what a verb can fail with |
 
 pub mod config;
+pub mod copy;
 pub mod error;
 pub mod platform;
 pub mod storage;

@@ -1,0 +1,182 @@
+//! A directory that is being copied, and the descriptors that it is reached by.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kleened_sys::fs::{self, Attributes, Node};
+use rustix::fs::{AtFlags, Mode};
+use rustix::process::{Resource, getrlimit};
+
+/// Directories that are open now, in all copies of this process: what the limit counts.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// The same directory on both sides.
+pub(super) struct Pair {
+    pub(super) from: OwnedFd,
+    pub(super) to: OwnedFd,
+}
+
+impl Pair {
+    pub(super) fn new(from: OwnedFd, to: OwnedFd) -> Arc<Self> {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { from, to })
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many pairs are open in this process.
+pub(super) fn open_pairs() -> usize {
+    OPEN.load(Ordering::Relaxed)
+}
+
+/// How many there may be: half of the descriptors that the process may have.
+pub(super) fn max_pairs() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 4).unwrap_or(usize::MAX).clamp(8, 4096)
+}
+
+/// A directory. It outlives its descriptors: what is needed later is found again by the names of the
+/// directories above it.
+pub(super) struct Directory {
+    parent: Option<Arc<Directory>>,
+    name: CString,
+    pub(super) attributes: Attributes,
+    open: Mutex<Option<Arc<Pair>>>,
+    /// Tasks that make entries in it. Its times are set when there are none left.
+    unfinished: AtomicUsize,
+}
+
+/// The root, and who owns what is made below it.
+pub(super) struct Root {
+    pub(super) directory: Arc<Directory>,
+    pub(super) born: (u32, u32),
+}
+
+impl Directory {
+    /// Makes the target ready, so that nothing in it is inherited by what is made there, and nobody
+    /// else looks in before the end.
+    pub(super) fn root(
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+    ) -> Result<Root, (&'static str, io::Error)> {
+        let from = fs::open_directory(from, c".").map_err(|e| ("openat", e))?;
+        let to = fs::open_directory(to, c".").map_err(|e| ("openat", e))?;
+        let attributes = fs::attributes(from.as_fd()).map_err(|e| ("statx", e))?;
+        #[cfg(target_os = "linux")]
+        for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+            match fs::remove_xattr(Node::Open(to.as_fd()), acl) {
+                Err(e) if e.kind() != io::ErrorKind::Unsupported => {
+                    return Err(("fremovexattr", e));
+                }
+                _ => (),
+            }
+        }
+        rustix::fs::fchmod(&to, Mode::RWXU).map_err(|e| ("fchmod", e.into()))?;
+        let born = probe(to.as_fd())?;
+        let open = Mutex::new(Some(Pair::new(from, to)));
+        let name = c".".to_owned();
+        // Two tasks at first: the listing, and the one of whoever waits for everything.
+        let unfinished = AtomicUsize::new(2);
+        let directory = Arc::new(Self { parent: None, name, attributes, open, unfinished });
+        Ok(Root { directory, born })
+    }
+
+    pub(super) fn new(
+        parent: Arc<Self>,
+        name: CString,
+        attributes: Attributes,
+        pair: Arc<Pair>,
+    ) -> Arc<Self> {
+        let open = Mutex::new(Some(pair));
+        let unfinished = AtomicUsize::new(1);
+        Arc::new(Self { parent: Some(parent), name, attributes, open, unfinished })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Option<Arc<Pair>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its descriptors; opened again where they were closed.
+    pub(super) fn pair(&self) -> io::Result<Arc<Pair>> {
+        let mut closed = Vec::new();
+        let mut here = self;
+        let mut pair = loop {
+            if let Some(pair) = &*here.open() {
+                break pair.clone();
+            }
+            closed.push(here.name.as_c_str());
+            // The root is open until the end.
+            here = here.parent.as_deref().ok_or(io::ErrorKind::NotFound)?;
+        };
+        for name in closed.into_iter().rev() {
+            let from = fs::open_directory(&pair.from, name)?;
+            pair = Pair::new(from, fs::open_directory(&pair.to, name)?);
+        }
+        Ok(pair)
+    }
+
+    /// Closes the descriptors; what waits in it opens them again.
+    pub(super) fn close(&self) {
+        if self.parent.is_some() {
+            *self.open() = None;
+        }
+    }
+
+    /// There are this many tasks more.
+    pub(super) fn begin(&self, tasks: usize) {
+        self.unfinished.fetch_add(tasks, Ordering::Relaxed);
+    }
+
+    /// A task is done; its descriptors, where it was the last.
+    pub(super) fn end(&self) -> io::Result<Option<Arc<Pair>>> {
+        if self.unfinished.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return Ok(None);
+        }
+        let pair = self.pair()?;
+        self.close();
+        Ok(Some(pair))
+    }
+
+    /// The path of an entry below the source; of the directory itself for `.`.
+    pub(super) fn path(&self, name: &CStr) -> PathBuf {
+        let mut names = Vec::new();
+        if name != c"." || self.parent.is_none() {
+            names.push(name);
+        }
+        let mut here = self;
+        while let Some(parent) = &here.parent {
+            names.push(&here.name);
+            here = parent;
+        }
+        names.into_iter().rev().map(|n| std::ffi::OsStr::from_bytes(n.to_bytes())).collect()
+    }
+}
+
+impl Drop for Directory {
+    /// One after another: the chain of parents may be longer than the stack.
+    fn drop(&mut self) {
+        let mut next = self.parent.take();
+        while let Some(directory) = next {
+            next = Arc::into_inner(directory).and_then(|mut d| d.parent.take());
+        }
+    }
+}
+
+/// Who owns a directory that was just made in `to`: file systems differ in whom they ask.
+fn probe(to: BorrowedFd<'_>) -> Result<(u32, u32), (&'static str, io::Error)> {
+    let name = c".tmp-probe";
+    rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(|e| ("mkdirat", e.into()))?;
+    let made = fs::attributes_at(to, name);
+    rustix::fs::unlinkat(to, name, AtFlags::REMOVEDIR).map_err(|e| ("unlinkat", e.into()))?;
+    made.map(|a| (a.uid, a.gid)).map_err(|e| ("statx", e))
+}

@@ -1,0 +1,199 @@
+//! What is not a directory.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+
+use kleened_sys::fs::{self, Attributes, Cloned};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode};
+
+use super::Error;
+use super::links::Name;
+use super::queue::{Task, Work};
+use super::worker::{Place, Worker};
+
+/// Bytes that are copied between two looks at whether to go on.
+const STEP: u64 = 16 * 1024 * 1024;
+
+impl Worker<'_> {
+    /// Copies an entry that is no directory, going by the type that the listing gave.
+    pub(super) fn entry(&mut self, place: Place<'_>, kind: FileType) -> Result<(), Error> {
+        if kind == FileType::RegularFile {
+            return self.file(place);
+        }
+        let attributes = match fs::attributes_at(place.from(), place.name) {
+            Ok(attributes) => attributes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.summary.vanished += 1;
+                return Ok(());
+            }
+            Err(error) => return Err(place.failed("statx", error)),
+        };
+        match attributes.kind {
+            // The listing gave no type.
+            FileType::RegularFile => self.file(place),
+            FileType::Directory => {
+                place.directory.begin(1);
+                let work = Work::Enter(place.name.to_owned());
+                self.push(Task { directory: place.directory.clone(), work });
+                Ok(())
+            }
+            _ => self.special(place, &attributes),
+        }
+    }
+
+    fn file(&mut self, place: Place<'_>) -> Result<(), Error> {
+        let Some((from, attributes)) = self.open(place, OFlags::empty())? else { return Ok(()) };
+        if attributes.kind != FileType::RegularFile {
+            // It was replaced since the listing.
+            return self.special(place, &attributes);
+        }
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode((attributes.mode & 0o777) as RawMode);
+        let Some(to) = self.name(place, &attributes, || {
+            rustix::fs::openat(place.to(), place.name, flags, mode)
+                .map_err(|e| place.failed("openat", e))
+        })?
+        else {
+            return Ok(());
+        };
+        if let Some(from) = &from {
+            self.content(place, from.as_fd(), to.as_fd(), &attributes)?;
+        }
+        self.finish(place, to.as_fd(), from.as_ref().map(AsFd::as_fd), &attributes)?;
+        self.count_file();
+        Ok(())
+    }
+
+    /// A link, a fifo, a socket or a device node.
+    fn special(&mut self, place: Place<'_>, attributes: &Attributes) -> Result<(), Error> {
+        let mode = Mode::from_raw_mode((attributes.mode & 0o777) as RawMode);
+        let make = || match attributes.kind {
+            FileType::Symlink => {
+                let text = rustix::fs::readlinkat(place.from(), place.name, Vec::new())
+                    .map_err(|e| place.failed("readlinkat", e))?;
+                rustix::fs::symlinkat(text, place.to(), place.name)
+                    .map_err(|e| place.failed("symlinkat", e))
+            }
+            FileType::Socket => fs::make_socket(place.to(), place.name, mode)
+                .map_err(|e| place.failed("mknodat", e)),
+            kind => rustix::fs::mknodat(place.to(), place.name, kind, mode, attributes.node as _)
+                .map_err(|e| place.failed("mknodat", e)),
+        };
+        if self.name(place, attributes, make)?.is_some() {
+            self.finish_unopened(place, attributes)?;
+            self.count_file();
+        }
+        Ok(())
+    }
+
+    /// Makes the entry, or links it to an earlier name of the same file; then there is nothing left to
+    /// do.
+    fn name<T>(
+        &mut self,
+        place: Place<'_>,
+        attributes: &Attributes,
+        make: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<Option<T>, Error> {
+        let (at, name) =
+            match self.copy.links.name(attributes, place.directory, place.name, make)? {
+                Name::First(made) => return Ok(Some(made)),
+                Name::Further(at, name) => (at, name),
+            };
+        let first = at.pair().map_err(|e| place.failed("openat", e))?;
+        rustix::fs::linkat(&first.to, &*name, place.to(), place.name, AtFlags::empty())
+            .map_err(|e| place.failed("linkat", e))?;
+        self.summary.hard_links += 1;
+        self.count_file();
+        Ok(None)
+    }
+
+    /// The bytes of a file, in the cheapest way; holes stay holes.
+    fn content(
+        &mut self,
+        place: Place<'_>,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        let size = attributes.size;
+        if size == 0 {
+            return Ok(());
+        }
+        if !self.copy.no_clones.load(Ordering::Relaxed) {
+            match fs::clone_file(from, to).map_err(|e| place.failed("ioctl FICLONE", e))? {
+                Cloned::Yes => {
+                    let data = size.min(attributes.allocated);
+                    self.summary.cloned_bytes += data;
+                    self.count_bytes(data);
+                    return Ok(());
+                }
+                Cloned::NotThese => (),
+                Cloned::Never if attributes.id.0 == self.copy.device => {
+                    self.copy.no_clones.store(true, Ordering::Relaxed);
+                }
+                Cloned::Never => (),
+            }
+        }
+        if attributes.allocated >= size {
+            self.data(place, from, to, 0..size)?;
+            return Ok(());
+        }
+        let mut end = 0;
+        while let Some(data) =
+            fs::next_data(from, end, size).map_err(|e| place.failed("lseek", e))?
+        {
+            end = data.end;
+            self.data(place, from, to, data)?;
+        }
+        if end < size {
+            rustix::fs::ftruncate(to, size).map_err(|e| place.failed("ftruncate", e))?;
+        }
+        Ok(())
+    }
+
+    /// The bytes of a range, or as many of them as there still are.
+    fn data(
+        &mut self,
+        place: Place<'_>,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        range: std::ops::Range<u64>,
+    ) -> Result<(), Error> {
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at.saturating_add(STEP));
+            // For what fits into the buffer two plain calls are faster than the kernel's own copying.
+            let copied = if end - at <= self.buffer.len() as u64 {
+                fs::read_and_write(from, to, at..end, &mut self.buffer)
+            } else {
+                fs::copy_range(from, to, at..end, &mut self.buffer)
+            }
+            .map_err(|e| place.failed("copy_file_range", e))?;
+            self.count_bytes(copied);
+            if copied < end - at {
+                // Somebody cut it off.
+                break;
+            }
+            at = end;
+            if at < range.end {
+                self.check()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_bytes(&mut self, bytes: u64) {
+        self.summary.bytes += bytes;
+        if let Some(progress) = self.copy.options.progress {
+            progress.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn count_file(&mut self) {
+        self.summary.files += 1;
+        if let Some(progress) = self.copy.options.progress {
+            progress.files.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Owner, mode, extended attributes and times, in the only order that keeps them all: a change of the
+//! owner takes set-user-id bits and capabilities away, and everything changes the times.
+//!
+//! Access control lists are extended attributes on Linux.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kleened_sys::fs::{self, Attributes, Node};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, RawMode, Uid};
+
+use super::Error;
+use super::directory::{Directory, Pair};
+use super::worker::{Place, Worker};
+
+/// Set-user-id, set-group-id, sticky: never set by the call that makes a file.
+const SPECIAL: u32 = 0o7000;
+
+impl Worker<'_> {
+    /// What is open in the target gets the attributes of the source; the extended ones from `from`,
+    /// where it is given.
+    pub(super) fn finish(
+        &mut self,
+        place: Place<'_>,
+        to: BorrowedFd<'_>,
+        from: Option<BorrowedFd<'_>>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        if let Some((uid, gid)) = self.other_owner(attributes) {
+            rustix::fs::fchown(to, Some(uid), Some(gid)).map_err(|e| place.failed("fchown", e))?;
+        }
+        // Directories are made for us alone.
+        let made_right = self.exact_modes && attributes.kind == FileType::RegularFile;
+        if !made_right || attributes.mode & SPECIAL != 0 {
+            rustix::fs::fchmod(to, Mode::from_raw_mode(attributes.mode as RawMode))
+                .map_err(|e| place.failed("fchmod", e))?;
+        }
+        if let Some(from) = from {
+            self.xattrs(place, Node::Open(from), Node::Open(to), attributes)?;
+        }
+        rustix::fs::futimens(to, &attributes.times).map_err(|e| place.failed("futimens", e))
+    }
+
+    /// The same for what can't be opened.
+    pub(super) fn finish_unopened(
+        &mut self,
+        place: Place<'_>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+        if let Some((uid, gid)) = self.other_owner(attributes) {
+            rustix::fs::chownat(place.to(), place.name, Some(uid), Some(gid), nofollow)
+                .map_err(|e| place.failed("fchownat", e))?;
+        }
+        let made_right = self.exact_modes && attributes.mode & SPECIAL == 0;
+        // Where links have modes, nothing goes by them.
+        if !made_right && attributes.kind != FileType::Symlink {
+            fs::chmod_at(place.to(), place.name, attributes.mode)
+                .map_err(|e| place.failed("fchmodat", e))?;
+        }
+        #[cfg(target_os = "linux")]
+        self.xattrs(
+            place,
+            Node::At(place.from(), place.name),
+            Node::At(place.to(), place.name),
+            attributes,
+        )?;
+        rustix::fs::utimensat(place.to(), place.name, &attributes.times, nofollow)
+            .map_err(|e| place.failed("utimensat", e))
+    }
+
+    /// A directory that no entry will be made in any more.
+    pub(super) fn finish_directory(
+        &mut self,
+        directory: &Arc<Directory>,
+        pair: &Pair,
+    ) -> Result<(), Error> {
+        let place = Place { directory, pair, name: c"." };
+        let (from, to) = (pair.from.as_fd(), pair.to.as_fd());
+        self.finish(place, to, Some(from), &directory.attributes)
+    }
+
+    /// The owner to set, where it is not the one that new files have.
+    fn other_owner(&self, attributes: &Attributes) -> Option<(Uid, Gid)> {
+        ((attributes.uid, attributes.gid) != self.copy.born)
+            .then(|| (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid)))
+    }
+
+    fn xattrs(
+        &mut self,
+        place: Place<'_>,
+        from: Node<'_>,
+        to: Node<'_>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        if self.copy.no_xattrs.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match fs::list_xattrs(from, &mut self.names) {
+            Ok(()) => (),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                if attributes.id.0 == self.copy.device {
+                    self.copy.no_xattrs.store(true, Ordering::Relaxed);
+                }
+                return Ok(());
+            }
+            Err(error) => return Err(place.failed("listxattr", error)),
+        }
+        for name in self.names.split_inclusive(|&byte| byte == 0) {
+            let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+            let with_name = |call: &str| format!("{call} {}", name.to_string_lossy());
+            match fs::get_xattr(from, name, &mut self.value) {
+                Ok(()) => (),
+                // Removed since the list was made.
+                Err(error) if is_no_attribute(&error) => continue,
+                Err(error) => return Err(place.failed(with_name("getxattr"), error)),
+            }
+            fs::set_xattr(to, name, &self.value)
+                .map_err(|e| place.failed(with_name("setxattr"), e))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_no_attribute(error: &io::Error) -> bool {
+    #[cfg(target_os = "linux")]
+    let none = rustix::io::Errno::NODATA;
+    #[cfg(target_os = "freebsd")]
+    let none = rustix::io::Errno::NOATTR;
+    error.raw_os_error() == Some(none.raw_os_error())
+}

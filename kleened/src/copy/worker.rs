@@ -1,0 +1,284 @@
+//! A thread of a copy.
+
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kleened_sys::fs::{self, Attributes, Entry};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::directory::{Directory, Pair};
+use super::queue::{Task, Work};
+use super::{Copy, Error, Summary};
+
+/// What is copied by reading and writing goes through a buffer of this size; it fits into a
+/// processor's second cache.
+const BUFFER: usize = 256 * 1024;
+
+/// Room for one part of a listing: some hundred names.
+const LISTING: usize = 32 * 1024;
+
+/// Files that one thread copies before another may take the next ones of the same directory.
+const BATCH: usize = 32;
+
+/// A thread of a copy, with the buffers that it uses again and again.
+pub(super) struct Worker<'c> {
+    pub(super) copy: &'c Copy<'c>,
+    me: usize,
+    /// Whether what is made has exactly the mode that it is made with.
+    pub(super) exact_modes: bool,
+    pub(super) summary: Summary,
+    pub(super) buffer: Vec<u8>,
+    listing: Vec<u8>,
+    pub(super) names: Vec<u8>,
+    pub(super) value: Vec<u8>,
+}
+
+/// What is being copied: its directory on both sides, and its name there.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'p> {
+    pub(super) directory: &'p Arc<Directory>,
+    pub(super) pair: &'p Pair,
+    pub(super) name: &'p CStr,
+}
+
+impl Place<'_> {
+    pub(super) fn from(&self) -> BorrowedFd<'_> {
+        self.pair.from.as_fd()
+    }
+
+    pub(super) fn to(&self) -> BorrowedFd<'_> {
+        self.pair.to.as_fd()
+    }
+
+    /// The error of a call that failed for this entry.
+    pub(super) fn failed(
+        &self,
+        call: impl Into<Cow<'static, str>>,
+        source: impl Into<io::Error>,
+    ) -> Error {
+        let path = self.directory.path(self.name);
+        Error::Call { path, call: call.into(), source: source.into() }
+    }
+}
+
+impl<'c> Worker<'c> {
+    pub(super) fn new(copy: &'c Copy<'c>, me: usize) -> Self {
+        Self {
+            copy,
+            me,
+            exact_modes: false,
+            summary: Summary::default(),
+            buffer: vec![0; BUFFER],
+            listing: Vec::with_capacity(LISTING),
+            names: Vec::new(),
+            value: Vec::new(),
+        }
+    }
+
+    /// Works until there is nothing left to do.
+    pub(super) fn run(mut self) -> Summary {
+        /// Wakes the others where this thread panics: they would wait for it.
+        struct Bell<'c>(&'c Copy<'c>);
+        impl Drop for Bell<'_> {
+            fn drop(&mut self) {
+                if std::thread::panicking() {
+                    self.0.queue.stop(None);
+                }
+            }
+        }
+        let bell = Bell(self.copy);
+        self.exact_modes = fs::unmask_thread();
+        while let Some(task) = self.copy.queue.next(self.me) {
+            if let Err(error) = self.perform(task) {
+                self.copy.queue.stop(Some(error));
+            }
+        }
+        drop(bell);
+        self.summary
+    }
+
+    fn perform(&mut self, task: Task) -> Result<(), Error> {
+        let Task { directory, work } = task;
+        let pair = directory.pair().map_err(|e| directory.failed("openat", e))?;
+        match work {
+            Work::List(position) => self.list(&directory, &pair, position)?,
+            Work::Enter(name) => self.enter(&directory, &pair, name)?,
+            Work::Entries(entries) => self.entries(&directory, &pair, &entries)?,
+        }
+        drop(pair);
+        self.end(&directory)
+    }
+
+    /// A task of the directory is done. After the last one it gets what the making of entries would
+    /// have changed.
+    pub(super) fn end(&mut self, directory: &Arc<Directory>) -> Result<(), Error> {
+        match directory.end() {
+            Ok(None) => Ok(()),
+            Ok(Some(pair)) => {
+                self.summary.directories += 1;
+                self.finish_directory(directory, &pair)
+            }
+            Err(error) => Err(directory.failed("openat", error)),
+        }
+    }
+
+    /// Copies a part of a directory's entries, and leaves the rest and the directories in it as
+    /// tasks.
+    fn list(
+        &mut self,
+        directory: &Arc<Directory>,
+        pair: &Pair,
+        position: u64,
+    ) -> Result<(), Error> {
+        let mut entries = Vec::new();
+        let next = fs::list_part(pair.from.as_fd(), position, &mut self.listing, &mut entries)
+            .map_err(|e| directory.failed("getdents", e))?;
+        // The order of the inodes is that of the disk, as a rule; that of the names is not.
+        entries.sort_unstable_by_key(|entry| entry.inode);
+        let (directories, mut files): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| entry.kind == FileType::Directory);
+        let rest = files.split_off(files.len().min(BATCH));
+        let mut rest = rest.into_iter();
+        let batches = std::iter::from_fn(|| {
+            let batch: Vec<_> = rest.by_ref().take(BATCH).collect();
+            (!batch.is_empty()).then_some(Work::Entries(batch))
+        });
+        // The last is taken first: this part of the directory is finished before another is read, so
+        // that no more than one part waits.
+        let tasks: Vec<_> = next
+            .map(Work::List)
+            .into_iter()
+            .chain(directories.into_iter().map(|entry| Work::Enter(entry.name)))
+            .chain(batches)
+            .map(|work| Task { directory: directory.clone(), work })
+            .collect();
+        if !tasks.is_empty() {
+            directory.begin(tasks.len());
+            self.copy.queue.push(self.me, tasks);
+            if self.copy.too_many_open() {
+                directory.close();
+            }
+        }
+        self.entries(directory, pair, &files)
+    }
+
+    /// Makes a directory and begins with its entries.
+    fn enter(&mut self, parent: &Arc<Directory>, pair: &Pair, name: CString) -> Result<(), Error> {
+        let place = Place { directory: parent, pair, name: &name };
+        self.check()?;
+        let Some((from, attributes)) = self.open(place, OFlags::DIRECTORY)? else {
+            return Ok(());
+        };
+        rustix::fs::mkdirat(place.to(), &*name, Mode::RWXU)
+            .map_err(|e| place.failed("mkdirat", e))?;
+        let to = fs::open_directory(place.to(), &*name).map_err(|e| place.failed("openat", e))?;
+        let Some(from) = from else {
+            // A mount.
+            self.summary.directories += 1;
+            return self.finish(place, to.as_fd(), None, &attributes);
+        };
+        let inside = Pair::new(from, to);
+        let directory = Directory::new(parent.clone(), name, attributes, inside.clone());
+        self.list(&directory, &inside, 0)?;
+        drop(inside);
+        self.end(&directory)
+    }
+
+    /// An entry of the source, open to be read, and its attributes. Where it is a mount that is to
+    /// stay out, only the attributes; `None` where it is gone.
+    pub(super) fn open(
+        &mut self,
+        place: Place<'_>,
+        kind: OFlags,
+    ) -> Result<Option<(Option<OwnedFd>, Attributes)>, Error> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | kind;
+        let open = |flags| {
+            if self.copy.options.one_file_system {
+                return fs::open_unmounted(place.from(), place.name, flags);
+            }
+            let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(place.from(), place.name, flags, Mode::empty())
+        };
+        let opened = match self.copy.noatime() {
+            Some(noatime) => match open(flags | noatime) {
+                // Only the owner and the privileged may.
+                Err(Errno::PERM) => {
+                    self.copy.no_noatime.store(true, Ordering::Relaxed);
+                    open(flags)
+                }
+                other => other,
+            },
+            None => open(flags),
+        };
+        match opened {
+            Ok(file) => {
+                let attributes =
+                    fs::attributes(file.as_fd()).map_err(|e| place.failed("statx", e))?;
+                Ok(Some((Some(file), attributes)))
+            }
+            Err(Errno::XDEV) => {
+                self.summary.mounts += 1;
+                let attributes = fs::attributes_at(place.from(), place.name)
+                    .map_err(|e| place.failed("statx", e))?;
+                Ok(Some((None, attributes)))
+            }
+            Err(Errno::NOENT) => {
+                self.summary.vanished += 1;
+                Ok(None)
+            }
+            Err(errno) => Err(place.failed("openat", errno)),
+        }
+    }
+
+    /// One more task, made by an entry that turned out to be a directory.
+    pub(super) fn push(&self, task: Task) {
+        self.copy.queue.push(self.me, [task]);
+    }
+
+    fn entries(
+        &mut self,
+        directory: &Arc<Directory>,
+        pair: &Pair,
+        entries: &[Entry],
+    ) -> Result<(), Error> {
+        for entry in entries {
+            self.check()?;
+            let place = Place { directory, pair, name: &entry.name };
+            self.entry(place, entry.kind)?;
+        }
+        Ok(())
+    }
+
+    /// Whether to go on.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let cancelled = self.copy.options.progress.is_some_and(super::Progress::is_cancelled);
+        if cancelled || self.copy.queue.is_stopped() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+}
+
+impl Directory {
+    /// The error of a call that failed for the directory itself.
+    fn failed(&self, call: &'static str, source: io::Error) -> Error {
+        Error::Call { path: self.path(c"."), call: call.into(), source }
+    }
+}
+
+impl Copy<'_> {
+    /// The flag that leaves the time of reading alone, while it may be used.
+    fn noatime(&self) -> Option<OFlags> {
+        #[cfg(target_os = "linux")]
+        return (!self.no_noatime.load(Ordering::Relaxed)).then_some(OFlags::NOATIME);
+        #[cfg(not(target_os = "linux"))]
+        None
+    }
+
+    /// Whether half of the descriptors that the process may have are directories' now.
+    fn too_many_open(&self) -> bool {
+        super::directory::open_pairs() > self.max_pairs
+    }
+}
