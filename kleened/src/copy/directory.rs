@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kleened_sys::fs::{self, Attributes, Node};
 use rustix::fs::{AtFlags, Mode};
 use rustix::process::{Resource, getrlimit};
+#[cfg(target_os = "linux")]
+use rustix::{fs::OFlags, io::Errno};
 
 /// Directories that are open now, in all copies of this process: what the limit counts.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
@@ -69,7 +71,7 @@ impl Directory {
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
     ) -> Result<Root, (&'static str, io::Error)> {
-        let from = fs::open_directory(from, c".").map_err(|e| ("openat", e))?;
+        let from = open_source(from, c".").map_err(|e| ("openat", e))?;
         let to = fs::open_directory(to, c".").map_err(|e| ("openat", e))?;
         let attributes = fs::attributes(from.as_fd()).map_err(|e| ("statx", e))?;
         #[cfg(target_os = "linux")]
@@ -119,7 +121,7 @@ impl Directory {
             here = here.parent.as_deref().ok_or(io::ErrorKind::NotFound)?;
         };
         for name in closed.into_iter().rev() {
-            let from = fs::open_directory(&pair.from, name)?;
+            let from = open_source(pair.from.as_fd(), name)?;
             pair = Pair::new(from, fs::open_directory(&pair.to, name)?);
         }
         Ok(pair)
@@ -147,6 +149,10 @@ impl Directory {
         Ok(Some(pair))
     }
 
+    pub(super) fn is_root(&self) -> bool {
+        self.parent.is_none()
+    }
+
     /// The path of an entry below the source; of the directory itself for `.`.
     pub(super) fn path(&self, name: &CStr) -> PathBuf {
         let mut names = Vec::new();
@@ -170,6 +176,20 @@ impl Drop for Directory {
             next = Arc::into_inner(directory).and_then(|mut d| d.parent.take());
         }
     }
+}
+
+/// A directory of the source, opened so that listing it leaves no trace, where that may be.
+fn open_source(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+    #[cfg(target_os = "linux")]
+    {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+            // Only the owner and the privileged may.
+            Err(Errno::PERM) => (),
+            other => return Ok(other?),
+        }
+    }
+    fs::open_directory(dir, name)
 }
 
 /// Who owns a directory that was just made in `to`: file systems differ in whom they ask.

@@ -29,7 +29,7 @@ impl Worker<'_> {
         from: Option<BorrowedFd<'_>>,
         attributes: &Attributes,
     ) -> Result<(), Error> {
-        if let Some((uid, gid)) = self.other_owner(attributes) {
+        if let Some((uid, gid)) = self.other_owner(place, attributes) {
             rustix::fs::fchown(to, Some(uid), Some(gid)).map_err(|e| place.failed("fchown", e))?;
         }
         // Directories are made for us alone.
@@ -51,7 +51,7 @@ impl Worker<'_> {
         attributes: &Attributes,
     ) -> Result<(), Error> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-        if let Some((uid, gid)) = self.other_owner(attributes) {
+        if let Some((uid, gid)) = self.other_owner(place, attributes) {
             rustix::fs::chownat(place.to(), place.name, Some(uid), Some(gid), nofollow)
                 .map_err(|e| place.failed("fchownat", e))?;
         }
@@ -84,8 +84,10 @@ impl Worker<'_> {
     }
 
     /// The owner to set, where it is not the one that new files have.
-    fn other_owner(&self, attributes: &Attributes) -> Option<(Uid, Gid)> {
-        ((attributes.uid, attributes.gid) != self.copy.born)
+    fn other_owner(&self, place: Place<'_>, attributes: &Attributes) -> Option<(Uid, Gid)> {
+        // The root was made by somebody else.
+        let is_root = place.directory.is_root() && place.name == c".";
+        (is_root || (attributes.uid, attributes.gid) != self.copy.born)
             .then(|| (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid)))
     }
 

@@ -1,0 +1,3 @@
+//! Side by side with the programs that people use today.
+
+fn main() {}
