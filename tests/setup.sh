@@ -45,9 +45,9 @@ need_packages() { # need_packages DEBIAN FREEBSD: the packages of either list ar
         done
         [ -z "$missing" ] && return
         printf 'installing%s\n' "$missing"
-        apt-get update -qq
+        apt-get update -qq -o Acquire::Retries=3
         # shellcheck disable=SC2086 # a list
-        DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get install -y -qq --no-install-recommends $missing \
+        DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes apt-get install -y -qq -o Acquire::Retries=3 --no-install-recommends $missing \
             </dev/null >/dev/null
     elif [ -n "$1" ]; then
         printf 'no apt-get here; should something be missing, it is one of: %s\n' "$1"
