@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kleened_sys::fs::{self, Attributes, Node};
+use kleened_sys::fs::{self, Attributes};
 use rustix::fs::{AtFlags, Mode};
 use rustix::process::{Resource, getrlimit};
 #[cfg(target_os = "linux")]
@@ -76,7 +76,7 @@ impl Directory {
         let attributes = fs::attributes(from.as_fd()).map_err(|e| ("statx", e))?;
         #[cfg(target_os = "linux")]
         for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
-            match fs::remove_xattr(Node::Open(to.as_fd()), acl) {
+            match fs::remove_xattr(fs::Node::Open(to.as_fd()), acl) {
                 Err(e) if e.kind() != io::ErrorKind::Unsupported => {
                     return Err(("fremovexattr", e));
                 }
