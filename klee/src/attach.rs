@@ -168,17 +168,25 @@ async fn output(source: &mut Source, mut message: Message) -> Result<Exit, Failu
             }
             Message::Text(text) => error = read_error(&text).or(error),
             Message::Close(reason) => {
-                let said = reason.filter(|frame| frame.code != CloseCode::Normal);
-                let error = error.or_else(|| read_error(&said?.reason));
-                return Err(error.map(Failure::from).unwrap_or_else(|| {
-                    Failure::new(ErrorCode::Unavailable, "the connection to kleened broke")
-                        .because("how the process ends is not known")
-                }));
+                let said = reason.and_then(|frame| closing_words(&frame.reason));
+                return Err(match (error, said) {
+                    (Some(error), _) => error.into(),
+                    (None, Some(said)) => Failure::new(ErrorCode::Unavailable, said),
+                    (None, None) => {
+                        Failure::new(ErrorCode::Unavailable, "the connection to kleened broke")
+                            .because("how the process ends is not known")
+                    }
+                });
             }
             _ => {}
         }
         message = first(source).await?;
     }
+}
+
+/// What a close frame says.
+fn closing_words(reason: &str) -> Option<String> {
+    serde_json::from_str::<exec::Message>(reason).ok().map(|message| message.message)
 }
 
 /// The error that a text of the daemon reports; `None` for other texts.

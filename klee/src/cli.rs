@@ -72,18 +72,12 @@ fn after_help() -> String {
 #[command(name = "klee", version, after_long_help = after_help(), max_term_width = 100)]
 pub(crate) struct Cli {
     /// The daemon's socket: a path, unix:///PATH or http:///PATH.
-    #[arg(long, global = true, env = "KLEE_HOST", value_name = "SOCKET",
-          default_value = routes::DEFAULT_SOCKET, hide_env_values = true)]
+    #[arg(long, value_name = "SOCKET", env = "KLEE_HOST", hide_env_values = true)]
+    #[arg(global = true, help_heading = "Global options", default_value = routes::DEFAULT_SOCKET)]
     pub(crate) host: String,
     /// The look of tables.
-    #[arg(
-        long,
-        global = true,
-        env = "KLEE_THEME",
-        value_enum,
-        default_value_t,
-        hide_env_values = true
-    )]
+    #[arg(long, value_enum, env = "KLEE_THEME", hide_env_values = true)]
+    #[arg(global = true, help_heading = "Global options", default_value_t)]
     pub(crate) theme: Theme,
     #[command(subcommand)]
     pub(crate) command: Command,

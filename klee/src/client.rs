@@ -193,8 +193,12 @@ pub(crate) async fn read(response: Response<Incoming>) -> Result<Bytes, Failure>
     Ok(response.into_body().collect().await.map_err(broken)?.to_bytes())
 }
 
-/// The error for a connection that broke in the middle.
+/// The error for a connection that broke in the middle; or klee broke it, because it could not read
+/// what it was to send.
 pub(crate) fn broken(error: hyper::Error) -> Failure {
+    if let (true, Some(cause)) = (error.is_user(), std::error::Error::source(&error)) {
+        return Failure::local("cannot read what is to be sent", cause);
+    }
     Failure::new(ErrorCode::Unavailable, "the connection to kleened broke").caused_by(&error)
 }
 

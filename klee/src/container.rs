@@ -24,14 +24,27 @@ pub(crate) enum ContainerCommand {
     /// Create a container.
     Create(Create),
     /// Create a container and start it.
+    ///
+    /// Standard output and standard error are those of the process. What klee adds, the ids and the
+    /// closing line, goes to standard error; with --detach the container's id goes to standard
+    /// output. Standard input is read only with --interactive. klee exits with the status of the
+    /// process, or with one of its own above 124 where no process was started.
+    ///
+    /// Signals go to the process. After three of SIGINT or SIGTERM klee leaves it.
     Run(Run),
     /// Start containers.
+    ///
+    /// Input, output, signals and the exit status are as with klee-container-run(1); with --detach the
+    /// container goes to standard output as it was named.
     Start(Start),
     /// Stop containers.
     Stop(Stop),
     /// Stop containers and start them again, detached.
     Restart(Stop),
     /// Run a process in a container; a stopped one is started with it.
+    ///
+    /// Input, output, signals and the exit status are as with klee-container-run(1); with --detach the
+    /// execution instance's id goes to standard output.
     Exec(Exec),
     /// Show what a container's first process wrote.
     Logs(Logs),
@@ -121,7 +134,7 @@ pub(crate) struct Create {
 #[derive(Debug, Args)]
 pub(crate) struct Stop {
     /// Seconds until what has not ended is killed.
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(short, long, value_name = "SECONDS")]
     pub(crate) time: Option<u32>,
     /// The containers.
     #[arg(required = true, value_name = "CONTAINER")]
