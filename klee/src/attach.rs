@@ -7,33 +7,37 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use hyper::StatusCode;
+use hyper::Request;
 use hyper::body::Bytes;
+use hyper::header::{
+    HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use kleened_api::exec::{self, ExecStart, MessageType};
-use kleened_api::routes::{self, PREFER, PREFER_EXACT};
 use kleened_api::stream::{Channel, Exit, SUBPROTOCOL};
-use kleened_api::{ErrorBody, ErrorCode};
+use kleened_api::{ErrorBody, ErrorCode, routes};
 use serde::Serialize;
-use tokio::net::UnixStream;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
-use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
-use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::client::generate_key;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::client::{Client, interruptible, refusal};
+use crate::client::{Client, interruptible};
 use crate::exec::AttachOptions;
 use crate::failure::Failure;
 use crate::signals::{ENDING, Signals};
 use crate::terminal::{self, RawMode};
 
-type Sink = SplitSink<WebSocketStream<UnixStream>, Message>;
-type Source = SplitStream<WebSocketStream<UnixStream>>;
+type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Sink = SplitSink<Socket, Message>;
+type Source = SplitStream<Socket>;
 
 /// What becomes of a process whose start is not waited for.
 const STARTS: &str = "kleened goes on starting the process";
@@ -92,22 +96,23 @@ pub(crate) async fn stay(
     end
 }
 
-async fn open(client: &Client, start: &ExecStart) -> Result<WebSocketStream<UnixStream>, Failure> {
-    let stream = client.connect().await?;
-    let mut request = format!("ws://localhost{}", routes::EXEC_START)
-        .into_client_request()
-        .map_err(|error| Failure::local("cannot write the request", &error))?;
-    let headers = request.headers_mut();
-    headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-    headers.insert(PREFER, HeaderValue::from_static(PREFER_EXACT));
-    let (mut socket, _) = client_async(request, stream).await.map_err(|error| match error {
-        Error::Http(response) => {
-            let status = StatusCode::from_u16(response.status().as_u16());
-            let body = response.body().as_deref().unwrap_or_default();
-            refusal(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), body).into()
-        }
-        error => broken(&error),
-    })?;
+async fn open(client: &Client, start: &ExecStart) -> Result<Socket, Failure> {
+    let key = generate_key();
+    let request = Request::get(routes::EXEC_START)
+        .header(UPGRADE, "websocket")
+        .header(SEC_WEBSOCKET_VERSION, "13")
+        .header(SEC_WEBSOCKET_KEY, &key)
+        .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
+    let (headers, stream) = client.upgrade(request).await?;
+    let accepted = headers.get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
+    if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes())
+        || headers.get(SEC_WEBSOCKET_PROTOCOL).map(HeaderValue::as_bytes)
+            != Some(SUBPROTOCOL.as_bytes())
+    {
+        return Err(Failure::new(ErrorCode::Unsupported, "kleened does not speak klee's protocol")
+            .because(format!("it knows no {SUBPROTOCOL}")));
+    }
+    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
     socket.send(Message::text(json(start)?)).await.map_err(|error| broken(&error))?;
     Ok(socket)
 }

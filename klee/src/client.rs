@@ -6,9 +6,11 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::http::request;
+use hyper::upgrade::Upgraded;
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use kleened_api::operation::{Operation, OperationStatus, WaitQuery};
@@ -52,7 +54,7 @@ impl Client {
     }
 
     /// A new connection.
-    pub(crate) async fn connect(&self) -> Result<UnixStream, Failure> {
+    async fn connect(&self) -> Result<UnixStream, Failure> {
         UnixStream::connect(&self.socket).await.map_err(|error| {
             let hint = match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -81,27 +83,50 @@ impl Client {
         B: Body<Data: Send> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let stream = self.connect().await?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        tokio::spawn(connection);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, "localhost")
-            .header(header::USER_AGENT, concat!("klee/", env!("CARGO_PKG_VERSION")))
-            .header(PREFER, PREFER_EXACT);
+        let mut request = Request::builder().method(method).uri(path);
         if !body.is_end_stream() {
             request = request.header(header::CONTENT_TYPE, content_type);
         }
+        self.exchange(request, body).await
+    }
+
+    /// Makes a connection that speaks another protocol from then on, of which `request` has the
+    /// headers.
+    pub(crate) async fn upgrade(
+        &self,
+        request: request::Builder,
+    ) -> Result<(HeaderMap, TokioIo<Upgraded>), Failure> {
+        let request = request.header(header::CONNECTION, "upgrade");
+        let response = self.exchange(request, Empty::<Bytes>::new()).await?;
+        let headers = response.headers().clone();
+        let stream = hyper::upgrade::on(response).await.map_err(broken)?;
+        Ok((headers, TokioIo::new(stream)))
+    }
+
+    async fn exchange<B>(
+        &self,
+        request: request::Builder,
+        body: B,
+    ) -> Result<Response<Incoming>, Failure>
+    where
+        B: Body<Data: Send> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let request = request
+            .header(header::HOST, "localhost")
+            .header(header::USER_AGENT, concat!("klee/", env!("CARGO_PKG_VERSION")))
+            .header(PREFER, PREFER_EXACT)
             .body(body)
             .map_err(|error| Failure::local("cannot write the request", &error))?;
+        let stream = TokioIo::new(self.connect().await?);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(stream).await.map_err(broken)?;
+        tokio::spawn(connection.with_upgrades());
         let response = sender.send_request(request).await.map_err(broken)?;
-        if response.status().is_success() {
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);
         }
-        let status = response.status();
         let body = read(response).await?;
         Err(refusal(status, &body).into())
     }
@@ -203,7 +228,7 @@ pub(crate) fn broken(error: hyper::Error) -> Failure {
 }
 
 /// The error in an answer's body, whichever daemon wrote it.
-pub(crate) fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
+fn refusal(status: StatusCode, body: &[u8]) -> ErrorBody {
     let by_status = match status.as_u16() {
         404 => ErrorCode::NotFound,
         403 => ErrorCode::Denied,

@@ -8,4 +8,5 @@ mod golden;
 mod manuals;
 mod processes;
 mod server;
+mod terminals;
 mod transcripts;

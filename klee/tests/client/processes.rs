@@ -225,7 +225,12 @@ fn other_ways_not_to_start() {
         "/exec/start" => Reply::Json(403, json!({"message": "not you", "code": "denied"})),
         _ => daemon::answer(request),
     });
+    let other = Server::start(|request| match request.path.as_str() {
+        "/exec/start" => Reply::Raw(101, "text/plain", Vec::new()),
+        _ => daemon::answer(request),
+    });
     for (daemon, text) in [
+        (&other, "klee: kleened does not speak klee's protocol: "),
         (&kleene, "klee: executable already started\n"),
         (&silent, "klee: the connection to kleened broke: "),
         (&reason, "klee: only here\n"),
