@@ -3,10 +3,22 @@
 //! A container's processes are started by supervisors, which outlive the daemon. The truth about
 //! what runs and what is mounted is the kernel's; nothing here counts.
 
+#[cfg(target_os = "freebsd")]
+pub mod freebsd;
+#[cfg(target_os = "linux")]
+pub mod linux;
+#[cfg_attr(target_os = "freebsd", allow(dead_code, reason = "jails will use it"))]
+mod mountpoint;
+#[cfg_attr(target_os = "freebsd", allow(dead_code, reason = "jails will use it"))]
+pub mod supervisor;
+#[cfg_attr(target_os = "freebsd", allow(dead_code, reason = "jails will use it"))]
+mod user;
+
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use kleened_api::container::NetworkDriver;
 use kleened_api::{Id, Timestamp};
@@ -233,4 +245,37 @@ pub trait Platform: Send + Sync + fmt::Debug {
 
     /// Nothing is left of an ended instance, its exit status included. A repeat is safe.
     fn forget(&self, instance: &Id) -> Result<()>;
+}
+
+/// The platform of this host, which keeps what it needs to find containers again in `run_dir`.
+///
+/// # Errors
+///
+/// `run_dir` can't be made, or the kernel is too old.
+pub fn open(run_dir: &Path) -> Result<Box<dyn Platform>> {
+    open_with(run_dir, None)
+}
+
+/// As [`open`], with another program than this one to be the supervisors: it must call [`supervise`]
+/// when it is run with [`supervisor::SUBCOMMAND`].
+///
+/// # Errors
+///
+/// As [`open`]; `program` can't be opened.
+pub fn open_with(run_dir: &Path, program: Option<&Path>) -> Result<Box<dyn Platform>> {
+    #[cfg(target_os = "linux")]
+    return Ok(Box::new(linux::Linux::open(run_dir, program)?));
+    #[cfg(target_os = "freebsd")]
+    return Ok(Box::new(freebsd::FreeBsd::open(run_dir, program)?));
+}
+
+/// The body of a supervisor, which is this program run with [`supervisor::SUBCOMMAND`] and the
+/// directory of the instance. Must be called before there is a second thread. Returns when the process
+/// that it was started for has ended, and the container too, if it is that process's.
+#[must_use]
+pub fn supervise(dir: &Path) -> ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::supervise(dir);
+    #[cfg(target_os = "freebsd")]
+    return freebsd::supervise(dir);
 }

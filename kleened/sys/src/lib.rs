@@ -4,3 +4,9 @@
 //! container is.
 
 pub mod fs;
+#[cfg(target_os = "linux")]
+pub mod mount;
+#[cfg(target_os = "linux")]
+pub mod network;
+pub mod process;
+pub mod socket;

@@ -1,0 +1,275 @@
+//! Linux: containers are processes in namespaces of their own.
+//!
+//! | namespace | of the container's own |
+//! | --- | --- |
+//! | mount, pid, uts, ipc | always |
+//! | net | with the network driver `disabled`, which has nothing but a loopback interface |
+//! | user, cgroup | never: the superuser inside is the one outside, with fewer capabilities |
+//!
+//! `container` makes a container from inside, `process` turns a process into a program, `start` is
+//! the supervisor's part of both, and this file is the daemon's. Linux 5.12 is needed.
+
+mod container;
+mod kernel;
+mod process;
+mod start;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use kleened_api::Id;
+use kleened_api::container::NetworkDriver;
+use kleened_sys::mount::{Attributes, clone_tree, restrict};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::mount::UnmountFlags;
+use rustix::process::Signal;
+
+use super::supervisor::wire::{self, Hello, Kind};
+use super::supervisor::{self, RunDir, State};
+use super::{Error, Exited, Launch, Mount, MountEntry, Platform, Result, Running, mountpoint};
+
+/// How long processes may take to be gone after SIGKILL.
+const KILL_TIME: Duration = Duration::from_secs(30);
+
+/// Containers on Linux.
+#[derive(Debug)]
+pub struct Linux {
+    run_dir: RunDir,
+    /// The program that supervisors are, in a form that nobody can write to.
+    program: OwnedFd,
+}
+
+impl Linux {
+    /// The containers whose supervisors keep their records in `run_dir`, which is made where it is
+    /// missing. Supervisors are `program`, which must call [`super::supervise`]; without one, they
+    /// are this program.
+    ///
+    /// # Errors
+    ///
+    /// `run_dir` can't be made or `program` not be opened; the kernel is too old.
+    pub fn open(run_dir: &Path, program: Option<&Path>) -> Result<Self> {
+        let program = program.unwrap_or(Path::new("/proc/self/exe"));
+        let sealed = seal(program).map_err(|e| Error::io("open", program.display(), e))?;
+        Ok(Self { run_dir: RunDir::open(run_dir)?, program: sealed })
+    }
+
+    /// Where the container runs.
+    fn state(&self, container: &Id) -> Result<Option<(Id, State)>> {
+        let Some(first) = self.run_dir.holder(container)? else { return Ok(None) };
+        let Some(instance) = self.run_dir.instance(&first)? else { return Ok(None) };
+        Ok(instance.state()?.map(|state| (first, state)))
+    }
+
+    /// Whether a supervisor is there.
+    fn is_supervised(&self, instance: &supervisor::Instance) -> Result<bool> {
+        Ok(self.run_dir.lock_instance(instance)?.is_none())
+    }
+}
+
+impl Platform for Linux {
+    fn name(&self) -> &'static str {
+        "linux"
+    }
+
+    fn check(&self, network: NetworkDriver, jail_param: &[String]) -> Result<()> {
+        match network {
+            NetworkDriver::Host | NetworkDriver::Disabled => (),
+            NetworkDriver::Ipnet | NetworkDriver::Vnet => {
+                return Err(Error::Unsupported(format!(
+                    "the network driver '{}' is not supported on Linux: use 'host' or 'disabled'",
+                    network.as_str()
+                )));
+            }
+        }
+        for parameter in jail_param {
+            let name = parameter.split('=').next().unwrap_or_default();
+            let word = |word: &str| {
+                word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                    && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            };
+            if !name.split('.').all(word) || parameter.contains('\0') {
+                return Err(Error::Invalid(format!(
+                    "'{}' is no jail parameter: write NAME or NAME=VALUE, with a name as in jail(8)",
+                    parameter.escape_default()
+                )));
+            }
+            tracing::warn!(parameter, "a jail parameter has no effect on Linux");
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, root: &Path, mounts: &[Mount]) -> Result<()> {
+        mountpoint::prepare(root, mounts)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let program = OsString::from(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
+        supervisor::spawn(&self.run_dir, &program, launch)
+    }
+
+    fn connect(&self, instance: &Id) -> Result<Option<UnixStream>> {
+        match self.run_dir.instance(instance)? {
+            Some(instance) => instance.connect(),
+            None => Ok(None),
+        }
+    }
+
+    fn running(&self) -> Result<Vec<Running>> {
+        let mut running = Vec::new();
+        for container in self.run_dir.containers()? {
+            let Some((instance, state)) = self.state(&container)? else { continue };
+            let alive = kernel::open_process(state.jid, state.birth)
+                .map_err(|e| Error::io("look for", format_args!("container {container}"), e))?;
+            if alive.is_some() {
+                let State { jid, started, .. } = state;
+                running.push(Running { container, instance, jid, started });
+            }
+        }
+        Ok(running)
+    }
+
+    fn exited(&self, instance: &Id) -> Result<Option<Exited>> {
+        match self.run_dir.instance(instance)? {
+            Some(instance) => instance.exited(),
+            None => Ok(None),
+        }
+    }
+
+    fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>> {
+        let not_running = || Error::NotRunning(container.clone());
+        let (_, state) = self.state(container)?.ok_or_else(not_running)?;
+        let look = || -> io::Result<_> {
+            let Some(init) = kernel::open_process(state.jid, state.birth)? else { return Ok(None) };
+            let mounts = kernel::mounts(state.jid);
+            // The number was this process's all the time, because it still is.
+            if kernel::has_ended(init)? { Ok(None) } else { mounts.map(Some) }
+        };
+        look()
+            .map_err(|e| Error::io("list the mounts of", format_args!("container {container}"), e))?
+            .ok_or_else(not_running)
+    }
+
+    fn kill(&self, container: &Id) -> Result<bool> {
+        let Some((first, state)) = self.state(container)? else { return Ok(false) };
+        let kill = || -> io::Result<_> {
+            let watcher = self.connect(&first).map_err(io::Error::other)?;
+            if let Some(init) = kernel::open_process(state.jid, state.birth)? {
+                match rustix::process::pidfd_send_signal(&init, Signal::KILL) {
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => (),
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            watcher.map_or(Ok(()), wait_for_end)
+        };
+        kill().map_err(|e| Error::io("kill", format_args!("container {container}"), e))?;
+        Ok(true)
+    }
+
+    fn release(&self, container: &Id, root: &Path) -> Result<()> {
+        if !self.run_dir.release(container)? {
+            return Err(Error::Running(container.clone()));
+        }
+        unmount_below(root)?;
+        for id in self.run_dir.instances()? {
+            let Some(instance) = self.run_dir.instance(&id)? else { continue };
+            let is_its = instance.launch()?.is_some_and(|launch| launch.container == *container);
+            if is_its && !self.is_supervised(&instance)? {
+                match instance.exited()? {
+                    Some(_) => instance.clear()?,
+                    None => self.run_dir.remove(&id)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, instance: &Id) -> Result<()> {
+        let Some(found) = self.run_dir.instance(instance)? else { return Ok(()) };
+        if self.is_supervised(&found)? {
+            let what = format_args!("execution instance {instance}: it has not ended");
+            return Err(Error::io("forget", what, io::ErrorKind::ResourceBusy));
+        }
+        self.run_dir.remove(instance)
+    }
+}
+
+/// Returns when the container whose supervisor this is has ended and is recorded as ended.
+fn wait_for_end(mut supervisor: UnixStream) -> io::Result<()> {
+    supervisor.set_read_timeout(Some(KILL_TIME))?;
+    let hello = serde_json::to_vec(&Hello { attach: false })?;
+    // It may be gone already, which is what is waited for.
+    let _ = wire::write(&mut supervisor, Kind::Hello, &hello);
+    loop {
+        match wire::read(&mut supervisor) {
+            Ok(Some((Kind::Ended, _)) | None) => return Ok(()),
+            Ok(Some(_)) => (),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "its processes did not end; the kernel may be waiting for a device",
+                    ));
+                }
+                _ => return Ok(()),
+            },
+        }
+    }
+}
+
+/// Nothing is mounted below the directory, as this process sees it.
+fn unmount_below(root: &Path) -> Result<()> {
+    let fail = |what: &Path, error: io::Error| Error::io("unmount", what.display(), error);
+    // What is mounted is listed by its path without links.
+    let root = match std::fs::canonicalize(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|error| fail(root, error))?,
+    };
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let mounts = kernel::mounts(own).map_err(|error| fail(&root, error))?;
+    // The last one is on top.
+    for mount in mounts.iter().rev() {
+        let path = &mount.destination;
+        if path.starts_with(&root) && *path != root {
+            rustix::mount::unmount(path, UnmountFlags::NOFOLLOW)
+                .map_err(|errno| fail(path, errno.into()))?;
+        }
+    }
+    Ok(())
+}
+
+/// The program, to be executed by its descriptor. A container whose processes get hold of it through
+/// `/proc/PID/exe` can't write to the host's copy (CVE-2019-5736).
+fn seal(program: &Path) -> io::Result<OwnedFd> {
+    let file = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let tree = clone_tree(&file, false).and_then(|tree| {
+        restrict(&tree, Attributes::MOUNT_ATTR_RDONLY, false)?;
+        Ok(tree)
+    });
+    match tree {
+        // It is on a mount of another namespace, or was removed.
+        Err(_) => copy_to_memory(program),
+        sealed => sealed,
+    }
+}
+
+fn copy_to_memory(program: &Path) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = rustix::fs::memfd_create("kleened", flags)?;
+    let mut copy = std::fs::File::from(memory);
+    io::copy(&mut std::fs::File::open(program)?, &mut copy)?;
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    // What is open for writing can't be executed.
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// See [`super::supervise`].
+pub(super) fn supervise(dir: &Path) -> ExitCode {
+    supervisor::main(dir, start::start)
+}

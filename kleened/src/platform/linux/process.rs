@@ -1,0 +1,210 @@
+//! The last steps of a process before it is the program that was asked for.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Gid, Mode, Uid};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use super::start::{Stdio, give_up};
+use crate::platform::supervisor::Failure;
+use crate::platform::user::{self, User};
+use crate::platform::{Error, Process};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The group `tty`, by the number that it has everywhere.
+const TTY: u32 = 5;
+
+/// What the superuser may do inside: what a program that changes users, owners or modes, or listens
+/// on a low port, needs. Nothing that reaches the host: no mounts, no devices, no tracing, no raw
+/// packets, no kernel settings.
+const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::AUDIT_WRITE);
+
+/// This process is the program. What goes wrong goes over the line, which is closed otherwise.
+pub(super) fn execute(process: &Process, stdio: &Stdio, line: &OwnedFd) -> ! {
+    let Err(failure) = become_program(process, stdio);
+    give_up(line, failure)
+}
+
+fn become_program(process: &Process, stdio: &Stdio) -> Result<std::convert::Infallible, Failure> {
+    let program = process.argv.first().map_or("", String::as_str);
+    let fail = |reason: String| start_error(program, reason, 126);
+    let step = |what: &'static str| {
+        move |errno: Errno| Failure::from(Error::io(what, "the process", errno))
+    };
+
+    rustix::process::setsid().map_err(step("make a session for"))?;
+    rustix::stdio::dup2_stdin(&stdio.input).map_err(step("connect"))?;
+    rustix::stdio::dup2_stdout(&stdio.output).map_err(step("connect"))?;
+    rustix::stdio::dup2_stderr(&stdio.errors).map_err(step("connect"))?;
+    if stdio.terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+            .map_err(step("give a terminal to"))?;
+    }
+    let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
+    let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
+    let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
+    own_stdio(stdio, &user).map_err(step("give its input and output to"))?;
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    become_user(&user).map_err(step("change the user of"))?;
+    // After the user changed, because that takes it back.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(step("bind to its parent"))?;
+    let workdir = if process.workdir.is_empty() { "/" } else { &process.workdir };
+    rustix::process::chdir(workdir).map_err(|errno| match errno {
+        Errno::NOENT => {
+            fail(format!("there is no directory {workdir} in the container to start in"))
+        }
+        _ => fail(format!("can't start in the directory {workdir}: {}", io::Error::from(errno))),
+    })?;
+    let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
+    kleened_sys::process::close_rest_on_exec().map_err(system)?;
+    kleened_sys::process::reset_signals().map_err(system)?;
+    Err(run(process, &user))
+}
+
+fn start_error(program: &str, reason: String, exit_code: i32) -> Failure {
+    Error::Start { program: program.to_owned(), reason, exit_code }.into()
+}
+
+/// The user can open what it got as input and output anew, as `/dev/stdout`.
+fn own_stdio(stdio: &Stdio, user: &User) -> Result<(), Errno> {
+    let group = if stdio.terminal { TTY } else { user.gid };
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(group));
+    for file in [&stdio.input, &stdio.output, &stdio.errors] {
+        rustix::fs::fchown(file, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}
+
+/// The process is the user's and has no more capabilities than [`CAPABILITIES`], nor can get more.
+fn become_user(user: &User) -> Result<(), Errno> {
+    for number in 0..64 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::capability_is_in_bounding_set(capability) {
+            Ok(true) if !CAPABILITIES.contains(capability) => {
+                rustix::thread::remove_capability_from_bounding_set(capability)?;
+            }
+            Ok(_) => (),
+            // The kernel has no more.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    rustix::thread::clear_ambient_capability_set()?;
+    let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::thread::set_thread_groups(&groups)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    let own = if user.uid == 0 { CAPABILITIES } else { CapabilitySet::empty() };
+    let inheritable = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: own, permitted: own, inheritable };
+    rustix::thread::set_capabilities(None, sets)
+}
+
+/// The process may nothing that the user may not who owns it.
+pub(super) fn drop_capabilities() -> Result<(), Errno> {
+    let nothing = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: nothing, permitted: nothing, inheritable: nothing };
+    rustix::thread::set_capabilities(None, sets)
+}
+
+/// Executes the program; returns when that fails.
+fn run(process: &Process, user: &User) -> Failure {
+    let program = process.argv.first().map_or("", String::as_str);
+    let environment = environment(process, user);
+    let text = |texts: &[String]| {
+        texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()
+    };
+    let (Ok(arguments), Ok(variables)) = (text(&process.argv), text(&environment)) else {
+        let reason = "its arguments and environment must not contain a NUL byte";
+        return start_error(program, reason.to_owned(), 126);
+    };
+    if program.is_empty() {
+        return start_error(program, "the command is empty".to_owned(), 127);
+    }
+    let path = environment.iter().find_map(|variable| variable.strip_prefix("PATH="));
+    let candidates: Vec<String> = if program.contains('/') {
+        vec![program.to_owned()]
+    } else {
+        let dirs = path.unwrap_or_default().split(':');
+        // An empty one is the present directory.
+        dirs.map(|dir| if dir.is_empty() { "." } else { dir })
+            .map(|dir| format!("{dir}/{program}"))
+            .collect()
+    };
+    let mut refused = None;
+    for candidate in candidates {
+        let Ok(name) = CString::new(candidate.as_str()) else { continue };
+        let errno = kleened_sys::process::execute(&name, &arguments, &variables);
+        match Errno::from_io_error(&errno) {
+            Some(Errno::NOENT | Errno::NOTDIR)
+                if rustix::fs::access(&candidate, rustix::fs::Access::EXISTS).is_err() =>
+            {
+                continue;
+            }
+            Some(Errno::NOENT) => {
+                let reason =
+                    format!("the interpreter or loader that {candidate} names is not there");
+                return start_error(program, reason, 127);
+            }
+            Some(Errno::ACCESS) => refused = Some((candidate, errno)),
+            _ => return start_error(program, format!("{candidate}: {errno}"), 126),
+        }
+    }
+    match refused {
+        Some((path, errno)) => {
+            start_error(program, format!("{path} can't be executed: {errno}"), 126)
+        }
+        None if program.contains('/') => {
+            start_error(program, "there is no such file in the container".to_owned(), 127)
+        }
+        None => {
+            let path = path.unwrap_or_default();
+            start_error(
+                program,
+                format!("it is in no directory of PATH in the container ({path})"),
+                127,
+            )
+        }
+    }
+}
+
+/// The variables that were asked for, and what a program can expect besides.
+fn environment(process: &Process, user: &User) -> Vec<String> {
+    let mut variables = process.env.clone();
+    let mut add = |name: &str, value: &str| {
+        let is_there = variables
+            .iter()
+            .any(|variable| variable.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
+        if !is_there {
+            variables.push(format!("{name}={value}"));
+        }
+    };
+    add("PATH", DEFAULT_PATH);
+    add("HOME", &user.home);
+    add("SHELL", &user.shell);
+    if let Some(name) = &user.name {
+        add("USER", name);
+    }
+    if process.tty {
+        add("TERM", "xterm");
+    }
+    variables
+}

@@ -1,0 +1,461 @@
+//! How a supervisor starts a process, in a new container or in one that runs.
+//!
+//! The process has a parent inside the container: pid 1 of a new one, which ends with the last
+//! process, or one that was moved into the running container and ends with the new process. The
+//! parent reports over a socket: first a descriptor of the process, then how it ended. A pipe that is
+//! closed when the program is executed carries what went wrong before.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kleened_api::Timestamp;
+use kleened_sys::fs::resolve_in_root;
+use kleened_sys::process::{Fork, Namespaces, exit_now, fork};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use rustix::pipe::PipeFlags;
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+use rustix::thread::ThreadNameSpaceType;
+
+use super::container::{self, Parts};
+use super::{kernel, process};
+use crate::platform::supervisor::{Event, Failure, Guest, Started, State, Streams};
+use crate::platform::{Error, Launch, Process, Setup};
+
+/// The size of a terminal whose client hasn't said how large it is.
+const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+
+/// `devpts`, from `linux/magic.h`.
+const DEVPTS: i64 = 0x1cd1;
+
+/// Starts the process of `launch`: in a new container, or in the running one of that state.
+pub(super) fn start(launch: &Launch, joined: Option<&State>) -> Result<Started<Inmate>, Failure> {
+    // What is inside must neither trace this process nor look into it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|errno| Error::io("protect", "the supervisor", errno))?;
+    rustix::process::umask(Mode::empty());
+    match (&launch.setup, joined) {
+        (Some(setup), _) => create(launch, setup),
+        (None, Some(state)) => join(launch, state),
+        (None, None) => Err(Error::NotRunning(launch.container.clone()).into()),
+    }
+}
+
+fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
+    let parts = Parts::open(setup)?;
+    let terminal = launch.process.tty.then(|| open_terminal(parts.terminals.as_fd(), "ptmx"));
+    let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
+    let (near, far) = open_line()?;
+    kleened_sys::process::unshare(Namespaces::NEWPID)
+        .map_err(|error| Error::io("make", "a pid namespace", error))?;
+    let pid = match fork().map_err(|error| Error::io("fork", "pid 1", error))? {
+        Fork::Child => be_init(setup, parts, &launch.process, &stdio, far),
+        Fork::Parent(pid) => pid,
+    };
+    let init = Init(Some(pid));
+    drop((parts, far));
+    let process = near.wait_for_start(launch)?;
+    let state = State {
+        jid: pid.as_raw_nonzero().get(),
+        birth: kernel::birth(pid).map_err(|error| Error::io("look at", "pid 1", error))?,
+        started: Timestamp::now(),
+    };
+    let guest = Inmate { report: near.report, process, init, _terminal: stdio.into_terminal() };
+    Ok(Started { streams, guest, state: Some(state) })
+}
+
+fn join(launch: &Launch, state: &State) -> Result<Started<Inmate>, Failure> {
+    let init = kernel::open_process(state.jid, state.birth)
+        .map_err(|error| Error::io("find", format_args!("container {}", launch.container), error))?
+        .ok_or_else(|| Error::NotRunning(launch.container.clone()))?;
+    let terminal = launch.process.tty.then(|| {
+        let root = kernel::root(state.jid)?;
+        // The number was this process's when the root was opened, because it still is.
+        if kernel::has_ended(&init)? {
+            return Err(Errno::SRCH.into());
+        }
+        open_terminal(root.as_fd(), "dev/pts/ptmx")
+    });
+    let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
+    let (near, far) = open_line()?;
+    let mover = match fork().map_err(|error| Error::io("fork", "a process", error))? {
+        Fork::Child => enter(&init, &launch.process, &stdio, far),
+        Fork::Parent(pid) => pid,
+    };
+    drop(far);
+    rustix::process::waitpid(Some(mover), WaitOptions::empty())
+        .map_err(|errno| Error::io("wait for", "a process", errno))?;
+    let process = near.wait_for_start(launch)?;
+    let guest =
+        Inmate { report: near.report, process, init: Init(None), _terminal: stdio.into_terminal() };
+    Ok(Started { streams, guest, state: None })
+}
+
+/// Pid 1 of a container, until it is waited for. Dropping it ends it, and with it everything inside.
+#[derive(Debug)]
+struct Init(Option<Pid>);
+
+impl Init {
+    /// It is gone, and everything inside with it.
+    fn wait(&mut self) {
+        if let Some(pid) = self.0.take() {
+            // It is this process's child and was not waited for: nothing can fail.
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+}
+
+impl Drop for Init {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            self.wait();
+        }
+    }
+}
+
+/// A process in a container.
+#[derive(Debug)]
+pub(super) struct Inmate {
+    report: OwnedFd,
+    process: OwnedFd,
+    init: Init,
+    /// The process's end of its terminal: while it is open, the terminal stays, even where the process
+    /// has closed it for a moment.
+    _terminal: Option<OwnedFd>,
+}
+
+impl Guest for Inmate {
+    fn events(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+
+    fn event(&mut self) -> io::Result<Option<Event>> {
+        let mut report = [0; Report::SIZE];
+        match rustix::net::recv(&self.report, &mut report[..], RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Ok((Report::SIZE, _)) => {
+                let Report { code, last } = Report::from_bytes(report);
+                return Ok(Some(Event::Exited { code, last }));
+            }
+            _ => (),
+        }
+        self.init.wait();
+        Ok(Some(Event::Ended))
+    }
+
+    fn signal(&self, number: i32) -> io::Result<()> {
+        let signal = Signal::from_named_raw(number).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(rustix::process::pidfd_send_signal(&self.process, signal)?)
+    }
+}
+
+impl Drop for Inmate {
+    fn drop(&mut self) {
+        // The parent in the container ends with it.
+        let _ = rustix::process::pidfd_send_signal(&self.process, Signal::KILL);
+    }
+}
+
+/// The process's ends of its input and output.
+#[derive(Debug)]
+pub(super) struct Stdio {
+    pub(super) input: OwnedFd,
+    pub(super) output: OwnedFd,
+    pub(super) errors: OwnedFd,
+    pub(super) terminal: bool,
+}
+
+impl Stdio {
+    fn into_terminal(self) -> Option<OwnedFd> {
+        self.terminal.then_some(self.input)
+    }
+}
+
+/// Both ends of the process's input and output; of a terminal where one is given.
+fn open_streams(
+    process: &Process,
+    terminal: io::Result<Option<OwnedFd>>,
+) -> Result<(Streams, Stdio), Error> {
+    let open = || -> io::Result<_> {
+        if let Some(master) = terminal? {
+            rustix::termios::tcsetwinsize(&master, WINDOW)?;
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+            let input = if process.stdin { Some(master.try_clone()?) } else { None };
+            let streams = Streams { input, output: master, errors: None, terminal: true };
+            let (output, errors) = (slave.try_clone()?, slave.try_clone()?);
+            return Ok((streams, Stdio { input: slave, output, errors, terminal: true }));
+        }
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+        // Without a writer it is an empty input; the host's /dev/null could be changed through it.
+        let (input, to_input) = pipe()?;
+        let (from_output, output) = pipe()?;
+        let (from_errors, errors) = pipe()?;
+        let streams = Streams {
+            input: process.stdin.then_some(to_input),
+            output: from_output,
+            errors: Some(from_errors),
+            terminal: false,
+        };
+        Ok((streams, Stdio { input, output, errors, terminal: false }))
+    };
+    open().map_err(|error| Error::io("open", "the process's input and output", error))
+}
+
+/// The supervisor's end of a new terminal, by its multiplexer below `dir`.
+fn open_terminal(dir: BorrowedFd<'_>, multiplexer: &str) -> io::Result<OwnedFd> {
+    let place = resolve_in_root(dir, multiplexer, OFlags::PATH)?;
+    // Opening anything else that a container has put there could do harm.
+    if rustix::fs::fstatfs(&place)?.f_type != DEVPTS {
+        return Err(io::Error::other("there is no terminal file system on /dev/pts"));
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let master = resolve_in_root(dir, multiplexer, flags)?;
+    rustix::pty::unlockpt(&master)?;
+    Ok(master)
+}
+
+/// The supervisor's end of what connects it with the inside.
+struct Near {
+    report: OwnedFd,
+    failure: OwnedFd,
+}
+
+/// The end inside.
+struct Far {
+    report: OwnedFd,
+    failure: OwnedFd,
+}
+
+fn open_line() -> Result<(Near, Far), Error> {
+    let open = || -> io::Result<_> {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (near, far) = rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let (from, to) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok((Near { report: near, failure: from }, Far { report: far, failure: to }))
+    };
+    open().map_err(|error| Error::io("open", "a line to the container", error))
+}
+
+impl Near {
+    /// The process, once its program is executed.
+    fn wait_for_start(&self, launch: &Launch) -> Result<OwnedFd, Failure> {
+        let wait = || -> io::Result<_> {
+            let mut failure = Vec::new();
+            File::from(self.failure.try_clone()?).read_to_end(&mut failure)?;
+            if failure.is_empty() {
+                receive_process(self.report.as_fd()).map(Ok)
+            } else {
+                Ok(Err(serde_json::from_slice(&failure)?))
+            }
+        };
+        match wait() {
+            Ok(Ok(Some(process))) => Ok(process),
+            Ok(Err(failure)) => Err(failure),
+            // It was killed from outside, or the container that it was to join was.
+            Ok(Ok(None)) if launch.setup.is_none() => {
+                Err(Error::NotRunning(launch.container.clone()).into())
+            }
+            Ok(Ok(None)) => {
+                Err(Error::io("start", "the process: it was killed", Errno::SRCH).into())
+            }
+            Err(error) => Err(Error::io("start", "the process", error).into()),
+        }
+    }
+}
+
+/// How the process ended.
+struct Report {
+    code: i32,
+    last: bool,
+}
+
+impl Report {
+    const SIZE: usize = 5;
+
+    fn bytes(&self) -> [u8; Self::SIZE] {
+        let [a, b, c, d] = self.code.to_ne_bytes();
+        [a, b, c, d, self.last.into()]
+    }
+
+    fn from_bytes([a, b, c, d, last]: [u8; Self::SIZE]) -> Self {
+        Self { code: i32::from_ne_bytes([a, b, c, d]), last: last != 0 }
+    }
+
+    fn send(&self, to: &OwnedFd) {
+        // Without a supervisor there is nobody to tell.
+        let _ = rustix::net::send(to, &self.bytes(), SendFlags::NOSIGNAL);
+    }
+}
+
+fn send_process(to: &OwnedFd, process: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [process];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    rustix::net::sendmsg(to, &[IoSlice::new(b"p")], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive_process(from: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let mut buffers = [IoSliceMut::new(&mut byte)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    rustix::io::retry_on_intr(|| rustix::net::recvmsg(from, &mut buffers, &mut control, flags))?;
+    Ok(control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    }))
+}
+
+/// What went wrong inside goes to the supervisor, and the process ends.
+pub(super) fn give_up(line: &OwnedFd, failure: impl Into<Failure>) -> ! {
+    if let Ok(text) = serde_json::to_vec(&failure.into())
+        && let Ok(line) = line.try_clone()
+    {
+        // Without a supervisor there is nobody to tell.
+        let _ = File::from(line).write_all(&text);
+    }
+    exit_now(127)
+}
+
+/// Whether the supervisor is gone.
+fn is_abandoned(line: &OwnedFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(line.as_fd(), PollFlags::empty())];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&now)) != Ok(0)
+}
+
+/// Pid 1 of a new container: makes it, starts the process in it, and takes care of every process that
+/// has lost its parent. It ends when there is none left, and everything inside ends with it.
+fn be_init(setup: &Setup, parts: Parts, process: &Process, stdio: &Stdio, line: Far) -> ! {
+    let Far { report, failure } = line;
+    let begun = (|| -> Result<Pid, Failure> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .map_err(|errno| Error::io("protect", "pid 1", errno))?;
+        if is_abandoned(&failure) {
+            return Err(Error::io("start", "pid 1", Errno::SRCH).into());
+        }
+        container::build(setup, parts)?;
+        run(process, stdio, &report, &failure)
+    })();
+    let pid = begun.unwrap_or_else(|error| give_up(&failure, error));
+    settle(&[report.as_fd()]);
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((ended, status))) if ended == pid => {
+                Report { code: exit_code(status), last: reap_all() }.send(&report);
+            }
+            Ok(_) | Err(Errno::INTR) => (),
+            Err(_) => exit_now(0),
+        }
+    }
+}
+
+/// Waits for every child that has ended. Whether there is none left.
+fn reap_all() -> bool {
+    loop {
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => (),
+            Ok(None) => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
+/// Moves into a container and starts the process there, below a parent that pid 1 adopts and waits
+/// for: so the container does not end before the process.
+fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
+    let Far { report, failure } = line;
+    let enter = |spaces| {
+        rustix::thread::move_into_thread_name_spaces(init.as_fd(), spaces)
+            .unwrap_or_else(|errno| give_up(&failure, Error::io("enter", "the container", errno)));
+    };
+    // It is the children that this moves; the container's /proc doesn't know this process.
+    enter(ThreadNameSpaceType::PROCESS_ID);
+    match fork() {
+        Ok(Fork::Child) => (),
+        Ok(Fork::Parent(_)) => exit_now(0),
+        // There are no new processes where pid 1 has ended.
+        Err(error) if error.raw_os_error() == Some(Errno::NOMEM.raw_os_error()) => exit_now(0),
+        Err(error) => give_up(&failure, Error::io("fork", "a process", error)),
+    }
+    enter(
+        ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::NETWORK,
+    );
+    let pid = run(process, stdio, &report, &failure);
+    let pid = pid.unwrap_or_else(|error| give_up(&failure, error));
+    let Ok(child) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { exit_now(1) };
+    settle(&[report.as_fd(), child.as_fd()]);
+    loop {
+        let mut fds = [
+            PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(report.as_fd(), PollFlags::empty()),
+        ];
+        let [ended, abandoned] = match rustix::event::poll(&mut fds, None) {
+            Err(Errno::INTR) => continue,
+            Err(_) => exit_now(1),
+            Ok(_) => fds.each_ref().map(|fd| !fd.revents().is_empty()),
+        };
+        if ended {
+            if let Ok(Some((_, status))) = rustix::process::waitpid(Some(pid), WaitOptions::empty())
+            {
+                Report { code: exit_code(status), last: false }.send(&report);
+            }
+            exit_now(0);
+        }
+        if abandoned {
+            // The process goes with its parent.
+            exit_now(1);
+        }
+    }
+}
+
+/// Starts the process, and hands it to the supervisor.
+fn run(
+    process: &Process,
+    stdio: &Stdio,
+    report: &OwnedFd,
+    failure: &OwnedFd,
+) -> Result<Pid, Failure> {
+    let pid = match fork().map_err(|error| Error::io("fork", "the process", error))? {
+        Fork::Child => process::execute(process, stdio, failure),
+        Fork::Parent(pid) => pid,
+    };
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(io::Error::from)
+        .and_then(|child| send_process(report, child.as_fd()))
+        .map_err(|error| Error::io("hand over", "the process", error))?;
+    Ok(pid)
+}
+
+/// The process needs nothing any more but these descriptors.
+fn settle(keep: &[BorrowedFd<'_>]) {
+    // Each of these is a precaution: what is inside can't reach this process.
+    let _ = process::drop_capabilities();
+    let _ = rustix::process::chdir("/");
+    let _ = rustix::thread::set_name(c"init");
+    let _ = kleened_sys::process::close_all_but(keep);
+}
+
+fn exit_code(status: WaitStatus) -> i32 {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code,
+        (None, signal) => 128 + signal.unwrap_or(9),
+    }
+}

@@ -1,0 +1,272 @@
+//! The process beside each process that runs in a container: it owns its input and output, keeps the
+//! log, and records how it ended. It outlives the daemon.
+//!
+//! The daemon makes the instance's directory ([`RunDir::create`]) and starts itself anew
+//! ([`spawn`]); the new process detaches itself ([`main`]), lets the platform start the process, says
+//! so to the daemon, and carries bytes ([`relay`]) until nothing is left to do. It has one thread,
+//! and no descriptor of the daemon's.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use kleened_api::Id;
+use kleened_sys::process::Fork;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+pub mod log;
+mod relay;
+mod run_dir;
+pub mod wire;
+
+pub(crate) use run_dir::{Instance, RunDir, State};
+
+use super::{Error, Launch, Result};
+use log::LogWriter;
+use relay::Relay;
+
+/// The subcommand that makes a program a supervisor: it is followed by the instance's directory.
+pub const SUBCOMMAND: &str = "supervise";
+
+/// The supervisor's ends of a process's input and output.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    /// Nothing where the process reads an empty input.
+    pub(crate) input: Option<OwnedFd>,
+    pub(crate) output: OwnedFd,
+    /// Nothing with a terminal.
+    pub(crate) errors: Option<OwnedFd>,
+    pub(crate) terminal: bool,
+}
+
+/// What becomes of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// The process has ended, and with `last` the container with it.
+    Exited {
+        /// 0–255, or 128 and the signal's number.
+        code: i32,
+        last: bool,
+    },
+    /// There is nothing left to supervise: of a first process, the container is gone.
+    Ended,
+}
+
+/// The process, as the platform knows it.
+pub(crate) trait Guest {
+    /// Readable when [`Guest::event`] has something to say.
+    fn events(&self) -> BorrowedFd<'_>;
+
+    /// What has happened, without waiting.
+    fn event(&mut self) -> io::Result<Option<Event>>;
+
+    /// The process gets the signal.
+    fn signal(&self, number: i32) -> io::Result<()>;
+}
+
+/// A process that has been started.
+#[derive(Debug)]
+pub(crate) struct Started<G> {
+    pub(crate) streams: Streams,
+    pub(crate) guest: G,
+    /// The container that was made for it, if one was.
+    pub(crate) state: Option<State>,
+}
+
+/// How a platform starts a process: in a new container, or in the one with that state.
+pub(crate) type Start<G> = fn(&Launch, Option<&State>) -> std::result::Result<Started<G>, Failure>;
+
+/// What crosses a pipe when something could not be done: [`Error`] in a form that can.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Failure {
+    Invalid(String),
+    NotRunning(Id),
+    Running(Id),
+    Mount { mount: String, reason: String },
+    Start { program: String, reason: String, exit_code: i32 },
+    Unsupported(String),
+    Io { what: String, errno: Option<i32> },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Invalid(text) => Self::Invalid(text),
+            Error::NotRunning(id) => Self::NotRunning(id),
+            Error::Running(id) => Self::Running(id),
+            Error::Mount { mount, reason } => Self::Mount { mount, reason },
+            Error::Start { program, reason, exit_code } => {
+                Self::Start { program, reason, exit_code }
+            }
+            Error::Unsupported(text) => Self::Unsupported(text),
+            Error::Io { ref source, .. } => {
+                let errno = source.raw_os_error();
+                let cause = if errno.is_none() { format!(": {source}") } else { String::new() };
+                Self::Io { what: format!("{error}{cause}"), errno }
+            }
+        }
+    }
+}
+
+impl Failure {
+    /// The error again, met when a process was started in `container`.
+    pub(crate) fn into_error(self, container: &Id) -> Error {
+        match self {
+            Self::Invalid(text) => Error::Invalid(text),
+            Self::NotRunning(id) => Error::NotRunning(id),
+            Self::Running(id) => Error::Running(id),
+            Self::Mount { mount, reason } => Error::Mount { mount, reason },
+            Self::Start { program, reason, exit_code } => {
+                Error::Start { program, reason, exit_code }
+            }
+            Self::Unsupported(text) => Error::Unsupported(text),
+            Self::Io { what, errno } => {
+                let source = match errno {
+                    Some(errno) => io::Error::from_raw_os_error(errno),
+                    None => io::Error::other("the supervisor failed"),
+                };
+                Error::io(
+                    "start a process in",
+                    format_args!("container {container}: {what}"),
+                    source,
+                )
+            }
+        }
+    }
+}
+
+/// What a supervisor answers to the daemon, once.
+type Answer = std::result::Result<(), Failure>;
+
+/// The process of `launch` runs under a supervisor, which is `program` with [`SUBCOMMAND`].
+///
+/// # Errors
+///
+/// What the supervisor says; then nothing is left of it.
+pub(crate) fn spawn(run_dir: &RunDir, program: &OsStr, launch: &Launch) -> Result<()> {
+    let instance = run_dir.create(launch)?;
+    let answered = ask(program, instance.path()).unwrap_or_else(|error| {
+        Err(Failure::Io {
+            what: format!("cannot run the supervisor: {error}"),
+            errno: error.raw_os_error(),
+        })
+    });
+    answered.map_err(|failure| {
+        // The reason counts, not what is left of the attempt: `release` clears that away.
+        let _ = run_dir.remove(&launch.instance);
+        failure.into_error(&launch.container)
+    })
+}
+
+/// Starts a supervisor and waits for its answer, which comes as its output.
+fn ask(program: &OsStr, dir: &Path) -> io::Result<Answer> {
+    let mut command = Command::new(program);
+    command.arg0("kleened").arg(SUBCOMMAND).arg(dir).env_clear().current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let mut answer = Vec::new();
+    if let Some(mut output) = child.stdout.take() {
+        output.read_to_end(&mut answer)?;
+    }
+    // It has detached itself long ago.
+    child.wait()?;
+    if answer.is_empty() {
+        return Err(io::Error::other("it ended without an answer"));
+    }
+    Ok(serde_json::from_slice(&answer)?)
+}
+
+/// The body of a supervisor: returns when there is nothing left to supervise.
+///
+/// Must be called before there is a second thread. The answer to the daemon goes to standard output.
+pub(crate) fn main<G: Guest>(dir: &Path, start: Start<G>) -> ExitCode {
+    let run = || -> io::Result<()> {
+        let mut answer = detach()?;
+        let answered = match Supervision::begin(dir, start) {
+            Ok(supervision) => (Ok(()), Some(supervision)),
+            Err(failure) => (Err(failure), None),
+        };
+        // Where the daemon is gone, the process runs all the same.
+        let _ = answer.write_all(&serde_json::to_vec(&answered.0)?);
+        drop(answer);
+        match answered.1 {
+            Some(supervision) => supervision.go_on(),
+            None => Ok(()),
+        }
+    };
+    if run().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The process is nobody's child, has a session of its own, and no descriptor but the pipe to the
+/// daemon, which is returned.
+fn detach() -> io::Result<std::fs::File> {
+    kleened_sys::process::close_inherited()?;
+    let answer = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdout(), 3)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    if kleened_sys::process::fork()? != Fork::Child {
+        kleened_sys::process::exit_now(0);
+    }
+    rustix::process::setsid()?;
+    Ok(answer.into())
+}
+
+/// A supervisor whose process runs.
+struct Supervision<G> {
+    instance: Instance,
+    _lock: OwnedFd,
+    container: Option<(OwnedFd, LogWriter)>,
+    listener: std::os::unix::net::UnixListener,
+    started: Started<G>,
+    attach: bool,
+}
+
+impl<G: Guest> Supervision<G> {
+    fn begin(dir: &Path, start: Start<G>) -> std::result::Result<Self, Failure> {
+        let missing = || Error::io("open", dir.display(), io::ErrorKind::NotFound);
+        let run_dir = RunDir::open(dir.parent().ok_or_else(missing)?)?;
+        let name = dir.file_name().and_then(OsStr::to_str);
+        let id = name.and_then(|name| name.parse().ok()).ok_or_else(missing)?;
+        let instance = run_dir.instance(&id)?.ok_or_else(missing)?;
+        let lock = run_dir.lock_instance(&instance)?.ok_or_else(missing)?;
+        let launch = instance.launch()?.ok_or_else(missing)?;
+        let listener = instance.listen()?;
+        let (container, joined) = match &launch.setup {
+            Some(setup) => {
+                let claimed = run_dir.claim(&launch.container, &id)?;
+                let claimed = claimed.ok_or_else(|| Error::Running(launch.container.clone()))?;
+                let log = LogWriter::open(&setup.log)
+                    .map_err(|error| Error::io("open", setup.log.path.display(), error))?;
+                (Some((claimed, log)), None)
+            }
+            None => {
+                let not_running = || Error::NotRunning(launch.container.clone());
+                let first = run_dir.holder(&launch.container)?.ok_or_else(not_running)?;
+                let first = run_dir.instance(&first)?.ok_or_else(not_running)?;
+                (None, Some(first.state()?.ok_or_else(not_running)?))
+            }
+        };
+        let started = start(&launch, joined.as_ref())?;
+        if let Some(state) = &started.state {
+            // Dropping the guest ends it.
+            instance.set_state(state)?;
+        }
+        let attach = launch.attach;
+        Ok(Self { instance, _lock: lock, container, listener, started, attach })
+    }
+
+    fn go_on(self) -> io::Result<()> {
+        let Started { streams, guest, .. } = self.started;
+        let mut relay = Relay::new(&self.instance, self.listener, guest, streams, self.attach)?;
+        if let Some((lock, log)) = self.container {
+            relay.of_container(lock, log);
+        }
+        relay.run()
+    }
+}

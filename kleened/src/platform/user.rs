@@ -1,0 +1,158 @@
+//! Users and groups by the files in a container's `/etc`. Nothing else is asked: a directory service
+//! of the host's has no say inside.
+
+use std::io::{self, Read};
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+/// What a process runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Supplementary groups.
+    pub(super) groups: Vec<u32>,
+    pub(super) name: Option<String>,
+    pub(super) home: String,
+    pub(super) shell: String,
+}
+
+impl User {
+    /// The user that `USER[:GROUP]` names, each by name or number; empty for the superuser. With a
+    /// group, the process is in no other. A number need not be in the files.
+    ///
+    /// # Errors
+    ///
+    /// Which name is not there, in words.
+    pub(super) fn find(text: &str, passwd: &[u8], group: &[u8]) -> Result<Self, String> {
+        let (name, wanted_group) = match text.split_once(':') {
+            Some((name, group)) => (name, Some(group)),
+            None => (text, None),
+        };
+        let name = if name.is_empty() { "0" } else { name };
+        let number = name.parse::<u32>().ok();
+        let entry = entries(passwd).find(|fields| {
+            // A user may have a number as its name.
+            fields.first() == Some(&name) || number.is_some() && field(fields, 2) == number
+        });
+        let mut user = match (&entry, number) {
+            (Some(fields), _) => {
+                let text = |index: usize| fields.get(index).filter(|t| !t.is_empty()).copied();
+                let broken =
+                    || format!("user {name} has no valid number in the container's /etc/passwd");
+                Self {
+                    uid: field(fields, 2).ok_or_else(broken)?,
+                    gid: field(fields, 3).ok_or_else(broken)?,
+                    groups: Vec::new(),
+                    name: text(0).map(str::to_owned),
+                    home: text(5).unwrap_or("/").to_owned(),
+                    shell: text(6).unwrap_or("/bin/sh").to_owned(),
+                }
+            }
+            (None, Some(uid)) => Self {
+                uid,
+                gid: 0,
+                groups: Vec::new(),
+                name: (uid == 0).then(|| "root".to_owned()),
+                home: if uid == 0 { "/root" } else { "/" }.to_owned(),
+                shell: "/bin/sh".to_owned(),
+            },
+            (None, None) => {
+                return Err(format!("there is no user {name} in the container's /etc/passwd"));
+            }
+        };
+        match wanted_group {
+            Some(wanted) => {
+                let entry = entries(group).find(|fields| fields.first() == Some(&wanted));
+                let gid =
+                    entry.as_ref().and_then(|fields| field(fields, 2)).or(wanted.parse().ok());
+                user.gid = gid.ok_or_else(|| {
+                    format!("there is no group {wanted} in the container's /etc/group")
+                })?;
+            }
+            None => {
+                let name = user.name.as_deref();
+                let member = |fields: &Vec<&str>| {
+                    fields.get(3).is_some_and(|names| names.split(',').any(|n| Some(n) == name))
+                };
+                let gids = entries(group).filter(member).filter_map(|fields| field(&fields, 2));
+                user.groups = gids.filter(|gid| *gid != user.gid).collect();
+                user.groups.sort_unstable();
+                user.groups.dedup();
+            }
+        }
+        Ok(user)
+    }
+}
+
+/// The lines of a file, in fields. A line that is no text is nobody's.
+fn entries(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
+    let lines = file.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
+    lines.filter(|line| !line.starts_with('#')).map(|line| line.split(':').collect())
+}
+
+fn field(fields: &[&str], index: usize) -> Option<u32> {
+    fields.get(index)?.parse().ok()
+}
+
+/// The content of a file that somebody else may have made: empty where it is not there or no file.
+///
+/// # Errors
+///
+/// What `open(2)` and `read(2)` say.
+pub(super) fn read(path: &str) -> io::Result<Vec<u8>> {
+    const LONGEST: u64 = 16 * 1024 * 1024;
+    // Opening a fifo or a device must not block.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut bytes = Vec::new();
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) == FileType::RegularFile {
+        std::fs::File::from(file).take(LONGEST).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &[u8] = b"# FreeBSD has comments\nroot:x:0:0:root:/root:/bin/ash\n\
+        www:x:80:81:web:/var/www:\nbad:x:z:1::/:\n\xff:x:5:5::/:\n1001:x:7:7::/seven:/bin/sh\n";
+    const GROUP: &[u8] = b"root:x:0:\nwww:x:81:\nstaff:x:50:joe,www\nmail:x:6:www\n";
+
+    fn find(text: &str) -> Result<User, String> {
+        User::find(text, PASSWD, GROUP)
+    }
+
+    #[test]
+    fn names_and_numbers() {
+        for text in ["", "0", "root", ":root"] {
+            let user = find(text).unwrap();
+            assert_eq!((user.uid, user.gid, user.home.as_str()), (0, 0, "/root"), "{text:?}");
+        }
+        for text in ["www", "80"] {
+            let user = find(text).unwrap();
+            assert_eq!((user.uid, user.gid, user.groups.as_slice()), (80, 81, &[6, 50][..]));
+            assert_eq!((user.name.as_deref(), user.shell.as_str()), (Some("www"), "/bin/sh"));
+        }
+        let user = find("www:staff").unwrap();
+        assert_eq!((user.gid, user.groups.len()), (50, 0));
+        let user = find("5000:77").unwrap();
+        assert_eq!((user.uid, user.gid, user.name, user.home.as_str()), (5000, 77, None, "/"));
+        assert_eq!(find("1001").unwrap().uid, 7);
+    }
+
+    #[test]
+    fn who_is_not_there_is_named() {
+        for (text, missing) in [("joe", "joe"), ("www:none", "none"), ("bad", "bad"), ("-1", "-1")]
+        {
+            let error = find(text).unwrap_err();
+            assert!(error.contains(missing), "{error}");
+        }
+        let empty = User::find("0", b"", b"").unwrap();
+        assert_eq!((empty.uid, empty.home.as_str()), (0, "/root"));
+    }
+}
