@@ -1,5 +1,7 @@
 //! `klee`, the client of `kleened`. It knows the wire and the terminal, and nothing of the engine.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments of arguments are their help")]
+
 mod attach;
 mod cli;
 mod client;
