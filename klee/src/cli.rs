@@ -41,8 +41,15 @@ pub(crate) const EXIT_STATUS: &[(&str, &str)] = &[
     ),
     ("126", "run, exec, start: the program can't be run."),
     ("127", "run, exec, start: there is no such program."),
-    ("130", "Interrupted. What the daemon had begun, it finishes."),
-    ("141", "The reader of the output went away."),
+    (
+        "130",
+        "Interrupted by ^C; 129 by SIGHUP, 143 by SIGTERM. What the daemon has begun, it finishes.",
+    ),
+    ("141", "The reader of a process's output, a log or an archive went away."),
+    (
+        "other",
+        "run, exec, start: the process's own; 128 and the number of the signal that ended it.",
+    ),
 ];
 
 /// The shortcuts, and what they stand for.
@@ -60,11 +67,7 @@ fn after_help() -> String {
         let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or_default();
         rows.iter().map(|(left, right)| format!("  {left:width$}  {right}\n")).collect()
     };
-    format!(
-        "Shortcuts:\n{}\nExit status:\n{}  n    run, exec, start: otherwise that of the process; 128 and the signal's number",
-        table(SHORTCUTS),
-        table(EXIT_STATUS)
-    )
+    format!("Shortcuts:\n{}\nExit status:\n{}", table(SHORTCUTS), table(EXIT_STATUS).trim_end())
 }
 
 /// Manage volumes and containers: the client of kleened.

@@ -469,3 +469,42 @@ async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {
     let query = PruneQuery { dry_run: args.dry_run, all: false };
     context.prune(&args, routes::CONTAINER_PRUNE, query, "all stopped containers").await
 }
+
+#[cfg(test)]
+mod tests {
+    use kleened_api::container::Container;
+
+    use super::*;
+
+    #[test]
+    fn every_field_is_known_to_templates() {
+        let container = Container {
+            id: "fa3f95145d92".parse().unwrap(),
+            name: String::new(),
+            image_id: String::new(),
+            cmd: Vec::new(),
+            user: String::new(),
+            env: Vec::new(),
+            network_driver: NetworkDriver::Host,
+            public_ports: Vec::new(),
+            jail_param: Vec::new(),
+            restart_policy: RestartPolicy::No,
+            persist: false,
+            created: Timestamp::now(),
+            dataset: String::new(),
+            running: false,
+            hostname: String::new(),
+            workdir: String::new(),
+            auto_remove: false,
+            started: Some(Timestamp::now()),
+            finished: Some(Timestamp::now()),
+            exit_code: Some(0),
+        };
+        print::assert_fields(&ContainerSummary {
+            container,
+            image_name: String::new(),
+            image_tag: String::new(),
+            jid: None,
+        });
+    }
+}

@@ -1,7 +1,7 @@
 //! `klee image`.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use clap::{Args, Subcommand};
 use futures_util::stream;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::Method;
-use hyper::body::{Bytes, Frame, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kleened_api::image::{Image, ImageConfig, TagQuery};
 use kleened_api::volume::PruneQuery;
-use kleened_api::{ContainerName, IdReply, ImageRef, Timestamp, routes};
+use kleened_api::{ContainerName, IdReply, ImageRef, NameError, Timestamp, routes};
 use tempfile::NamedTempFile;
 
 use crate::cli::{EnvVariable, Inspect, ListOutput, Output, Prune, env_variable, key_value};
@@ -142,11 +142,15 @@ fn command_words(text: &str) -> Result<Words, String> {
     }
 }
 
-fn name_tag(text: &str) -> Result<ImageRef, String> {
-    match text.parse::<ImageRef>() {
-        Ok(name) if name.snapshot.is_none() => Ok(name),
-        Ok(_) => Err(format!("'{}' is not NAME[:TAG]", text.escape_default())),
-        Err(error) => Err(error.to_string()),
+fn name_tag(text: &str) -> Result<ImageRef, NameError> {
+    let name: ImageRef = text.parse()?;
+    match name.snapshot {
+        None => Ok(name),
+        Some(_) => Err(NameError {
+            what: "image name",
+            text: text.to_owned(),
+            rule: "write NAME[:TAG], without a snapshot",
+        }),
     }
 }
 
@@ -202,17 +206,17 @@ impl ImageDefaults {
 async fn import(args: ImageImport, context: &Context) -> Result<(), Failure> {
     let query = args.defaults.config(&args.name)?;
     let path = with_query(routes::IMAGE_IMPORT, &query)?;
-    let (archive, size): (Box<dyn Read + Send>, _) = if args.file == Path::new("-") {
+    let (archive, size) = if args.file == Path::new("-") {
         if io::stdin().is_terminal() {
             return Err(Failure::usage("an archive can't be typed: redirect standard input"));
         }
-        (Box::new(terminal::stdin()?), None)
+        (terminal::stdin()?, None)
     } else {
         let file = File::open(&args.file).and_then(|file| Ok((file.metadata()?, file)));
         let (metadata, file) = file.map_err(|error| {
             Failure::local(format!("cannot read {}", args.file.display()), &error)
         })?;
-        (Box::new(file), metadata.is_file().then_some(metadata.len()))
+        (file, metadata.is_file().then_some(metadata.len()))
     };
     let progress = Progress::new(size);
     let chunks = terminal::read_ahead(archive);
@@ -324,7 +328,11 @@ async fn export(args: ImageExport, context: &Context) -> Result<(), Failure> {
         None if io::stdout().is_terminal() => {
             Err(Failure::usage("an archive is not for a terminal: redirect it, or give --output"))
         }
-        None => copy(request.await?.into_body(), &mut io::stdout().lock(), "standard output").await,
+        None => {
+            let mut stdout = terminal::output(io::stdout())
+                .map_err(|error| Failure::local("cannot write to standard output", &error))?;
+            copy(request.await?.into_body(), &mut stdout, "standard output").await
+        }
         Some(file) => {
             let name = file.display().to_string();
             let fail = |error: &io::Error| Failure::local(format!("cannot write {name}"), error);
@@ -361,10 +369,33 @@ async fn copy(mut body: Incoming, to: &mut impl Write, name: &str) -> Result<(),
         io::ErrorKind::BrokenPipe => Failure::reader_gone(),
         _ => Failure::local(format!("cannot write {name}"), &error),
     };
+    let progress = Progress::new(body.size_hint().exact());
     while let Some(frame) = body.frame().await {
         if let Ok(bytes) = frame.map_err(broken)?.into_data() {
             to.write_all(&bytes).map_err(fail)?;
+            progress.add(bytes.len());
         }
     }
+    progress.bar.finish_and_clear();
     to.flush().map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_known_to_templates() {
+        print::assert_fields(&Image {
+            id: "13a38290f1b0".parse().unwrap(),
+            name: String::new(),
+            tag: String::new(),
+            user: String::new(),
+            cmd: Vec::new(),
+            env: Vec::new(),
+            instructions: Vec::new(),
+            created: Timestamp::now(),
+            dataset: String::new(),
+        });
+    }
 }

@@ -17,6 +17,7 @@ use tabled::settings::style::HorizontalLine;
 use crate::cli::ListOutput;
 use crate::failure::Failure;
 use crate::template::Template;
+use crate::terminal;
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -63,7 +64,7 @@ pub(crate) fn list<T: Listed>(
         let mut values: Vec<Value> = parse(body)?;
         values.retain(|value| T::deserialize(value).is_ok_and(|item| keep(&item)));
         return match &output.format {
-            None => json(&values),
+            None => sorted_json(&values),
             Some(template) => {
                 let terminal = io::stdout().is_terminal();
                 let lines: Result<String, Failure> =
@@ -85,7 +86,7 @@ pub(crate) fn list<T: Listed>(
 pub(crate) fn inspect(body: &[u8], format: Option<&Template>) -> Result<(), Failure> {
     let value: Value = parse(body)?;
     match format {
-        None => json(&value),
+        None => sorted_json(&value),
         Some(template) => out(&template.line(&value, &[], io::stdout().is_terminal())?),
     }
 }
@@ -104,11 +105,19 @@ pub(crate) fn reply(
 
 /// Prints a value as JSON, indented by two, keys in alphabetical order.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    // A serde_json object is sorted by key; a struct is not.
-    let sorted = serde_json::to_value(value).and_then(|value| serde_json::to_string_pretty(&value));
-    let mut json = sorted.map_err(|error| Failure::local("cannot write JSON", &error))?;
+    // The fields of a struct are sorted only as members of an object.
+    sorted_json(&serde_json::to_value(value).map_err(|error| no_json(&error))?)
+}
+
+/// Prints objects as JSON.
+fn sorted_json(value: &(impl Serialize + ?Sized)) -> Result<(), Failure> {
+    let mut json = serde_json::to_string_pretty(value).map_err(|error| no_json(&error))?;
     json.push('\n');
     if io::stdout().is_terminal() { out(&escape_json(&json)) } else { out(&json) }
+}
+
+fn no_json(error: &serde_json::Error) -> Failure {
+    Failure::local("cannot write JSON", error)
 }
 
 /// Prints each line.
@@ -125,8 +134,7 @@ pub(crate) fn lines<'a>(lines: impl IntoIterator<Item = &'a str>) -> Result<(), 
 /// Prints as it is. A reader that went away has seen what it wanted: what the command has to do
 /// still goes on.
 pub(crate) fn out(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match terminal::output(io::stdout()).and_then(|mut to| to.write_all(text.as_bytes())) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::local("cannot write to standard output", &error))
         }
@@ -239,6 +247,15 @@ fn replace_unsafe(text: &str, replace: impl Fn(char, &mut String)) -> Cow<'_, st
         if is_unsafe(char) { replace(char, &mut escaped) } else { escaped.push(char) }
     }
     Cow::Owned(escaped)
+}
+
+/// Checks that the fields which templates know are those that a full object has.
+#[cfg(test)]
+pub(crate) fn assert_fields<T: Listed + Serialize>(full: &T) {
+    let Value::Object(members) = serde_json::to_value(full).unwrap() else { panic!("no object") };
+    let mut known = T::FIELDS.to_vec();
+    known.sort_unstable();
+    assert_eq!(members.keys().collect::<Vec<_>>(), known);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Standard input, output and error of klee, and the terminal behind them.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,6 +9,7 @@ use std::thread;
 use hyper::body::Bytes;
 use kleened_api::ErrorCode;
 use kleened_api::stream::{Channel, WindowSize};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::stdio;
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::sync::mpsc;
@@ -23,39 +25,33 @@ const CHUNK: usize = 64 * 1024;
 ///
 /// The reader went away, or the file system is full. Nobody misses standard error.
 pub(crate) async fn write(channel: Channel, bytes: Bytes) -> Result<(), Failure> {
-    let write = move || -> io::Result<()> {
-        // A descriptor of its own, because Rust's standard output looks for line ends.
-        let fd = match channel {
-            Channel::Stderr => io::stderr().as_fd().try_clone_to_owned()?,
-            _ => io::stdout().as_fd().try_clone_to_owned()?,
-        };
-        File::from(fd).write_all(&bytes)
+    let fail = |error: &(dyn Error + 'static)| {
+        Err(Failure::local("cannot write the process's output", error))
+    };
+    let write = move || match channel {
+        Channel::Stderr => output(io::stderr())?.write_all(&bytes),
+        _ => output(io::stdout())?.write_all(&bytes),
     };
     match tokio::task::spawn_blocking(write).await {
-        Ok(Err(error))
-            if channel == Channel::Stderr && error.kind() == io::ErrorKind::BrokenPipe =>
-        {
-            Ok(())
-        }
-        Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::reader_gone()),
-        Ok(Err(error)) => Err(Failure::local("cannot write the process's output", &error)),
         Ok(Ok(())) => Ok(()),
-        Err(error) => Err(Failure::local("cannot write the process's output", &error)),
+        Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => fail(&error),
+        Ok(Err(_)) if channel == Channel::Stderr => Ok(()),
+        Ok(Err(_)) => Err(Failure::reader_gone()),
+        Err(error) => fail(&error),
     }
 }
 
-/// What `reader` holds, read by a thread that stays a few chunks ahead. The end is the channel's.
-pub(crate) fn read_ahead(
-    mut reader: impl Read + Send + 'static,
-) -> mpsc::Receiver<io::Result<Bytes>> {
+/// What a file or a pipe holds, read by a thread that stays a few chunks ahead. The end is the
+/// channel's.
+pub(crate) fn read_ahead(file: File) -> mpsc::Receiver<io::Result<Bytes>> {
     let (sender, receiver) = mpsc::channel(4);
     thread::spawn(move || {
+        let mut file = Patient(file);
         let mut buffer = vec![0; CHUNK];
         loop {
-            let chunk = match reader.read(&mut buffer) {
+            let chunk = match file.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(count) => Ok(Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default())),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => Err(error),
             };
             let failed = chunk.is_err();
@@ -71,10 +67,57 @@ pub(crate) fn read_ahead(
 ///
 /// # Errors
 ///
-/// It is closed.
+/// There are no descriptors left.
 pub(crate) fn stdin() -> Result<File, Failure> {
     let fd = io::stdin().as_fd().try_clone_to_owned();
     fd.map(File::from).map_err(|error| Failure::local("cannot read standard input", &error))
+}
+
+/// Standard output or error, unbuffered.
+///
+/// # Errors
+///
+/// There are no descriptors left.
+pub(crate) fn output(stream: impl AsFd) -> io::Result<impl Write> {
+    Ok(Patient(stream.as_fd().try_clone_to_owned()?.into()))
+}
+
+/// A file that waits also where another process has set it to non-blocking, as one that shares the
+/// terminal may.
+struct Patient(File);
+
+impl Patient {
+    fn wait<T>(
+        &self,
+        flags: PollFlags,
+        mut work: impl FnMut(&File) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match work(&self.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&self.0, flags)], None))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wait(PollFlags::IN, |mut file| file.read(buffer))
+    }
+}
+
+impl Write for Patient {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wait(PollFlags::OUT, |mut file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The size of the terminal that klee runs in, if there is one.

@@ -150,3 +150,31 @@ async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {
     let query = PruneQuery { dry_run: args.dry_run, all: false };
     context.prune(&args, routes::VOLUME_PRUNE, query, "all unused volumes").await
 }
+
+#[cfg(test)]
+mod tests {
+    use kleened_api::volume::{Populated, VolumeState};
+
+    use super::*;
+
+    #[test]
+    fn every_field_is_known_to_templates() {
+        let full = Volume {
+            name: "v".into(),
+            dataset: String::new(),
+            mountpoint: String::new(),
+            created: Timestamp::now(),
+            labels: BTreeMap::new(),
+            state: VolumeState::Error,
+            owner: Some(Owner { uid: 0, gid: 0 }),
+            mode: Some(Mode(0)),
+            populated: Some(Populated {
+                image_id: String::new(),
+                path: String::new(),
+                at: Timestamp::now(),
+            }),
+            error: Some(String::new()),
+        };
+        print::assert_fields(&full);
+    }
+}

@@ -420,3 +420,24 @@ fn what_a_newer_daemon_sends_is_passed_over() {
     let done = run(&mut daemon.klee(&["exec", "-q", "web"]), b"");
     assert_eq!((done.status, done.stdout.as_str(), done.stderr.as_str()), (0, "x", ""));
 }
+
+#[test]
+fn an_output_that_does_not_block_is_waited_for() {
+    let daemon = daemon(|_, socket| {
+        starting(socket);
+        for _ in 0..40 {
+            send(socket, Channel::Stdout, &[b'x'; 50_000]);
+        }
+        exit(socket, 0, false);
+    });
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    rustix::fs::fcntl_setfl(&writer, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+    let mut command = daemon.klee(&["exec", "-q", "web"]);
+    let mut child = command.stdin(Stdio::null()).stdout(writer).spawn().unwrap();
+    drop(command);
+    let mut output = Vec::new();
+    reader.read_to_end(&mut output).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(output.len(), 2_000_000);
+}
