@@ -7,3 +7,5 @@ pub mod manifest;
 pub mod mounts;
 pub mod programs;
 pub mod rootfs;
+#[cfg(target_os = "linux")]
+pub mod tree;

@@ -22,6 +22,7 @@
 //! | `copy`, `archive` | a tree to a tree, a tree to tar and back |
 //! | [`error`] | what a verb can fail with |
 
+pub mod archive;
 pub mod config;
 pub mod copy;
 pub mod error;
