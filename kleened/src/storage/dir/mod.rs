@@ -1,0 +1,255 @@
+//! Datasets as plain directories, for where there is no ZFS.
+//!
+//! ```text
+//! ROOT/volumes/my-vol -> ../.kleene/datasets/ID/data      the dataset's name, a relative link
+//! ROOT/.kleene/datasets/ID/data/                           its content
+//!                          record                          its record
+//!                          snapshots/NAME/{data/,about}    its snapshots: whole copies
+//! ROOT/.kleene/new/ID/                                     what is being made
+//! ROOT/.kleene/commit/ID/                                  changes that are decided and half made
+//! ROOT/.kleene/dead/ID                                     what is being removed
+//! ```
+//!
+//! A dataset exists when its link does. So it is made, renamed and destroyed by one call on the link,
+//! whatever its size: `symlinkat(2)`, which fails where there is one already, and `renameat2(2)`
+//! without replacement. Before that call everything is complete and durable; after it nothing is left
+//! to decide, and what remains to be done [`open`] can do as well, see `recover`.
+//!
+//! Snapshots are read-only in that nothing here ever writes to one. Copies share their space where
+//! the file system can (`copy`). The owner of the root keeps others out of `ROOT/.kleene` (mode 0700):
+//! content holds set-id programs.
+
+mod batch;
+mod changes;
+mod recover;
+mod snapshot;
+mod store;
+mod stream;
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use kleened_api::VolumeName;
+use kleened_sys::fs::{open_directory, space, sync_file_system};
+use rustix::fs::{Dir as Listing, Gid, Mode, RawMode, Uid};
+use rustix::io::Errno;
+
+use super::fault::point;
+use super::{
+    Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
+    SnapshotPath, Streams, Usage,
+};
+use crate::archive::{Place, Walk, identity};
+use crate::copy;
+use store::{DATA, Draft, Home, Link, RECORD, SNAPSHOTS, Store};
+
+/// The driver. See the [module](self).
+#[derive(Debug)]
+pub struct Dir {
+    store: Store,
+    root: PathBuf,
+    shares_space: bool,
+}
+
+/// Opens the root, and makes it where it is missing. What a crash left half done is finished or taken
+/// back.
+///
+/// # Errors
+///
+/// [`Error::Io`]; [`Error::Unsupported`] where a later version of this program made the root.
+pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
+    let store = Store::open(root)?;
+    recover::recover(&store)?;
+    let shares_space = store.shares_space()?;
+    Ok(Box::new(Dir { store, root: root.to_owned(), shares_space }))
+}
+
+impl Dir {
+    /// Fills in what a spec says and makes the draft the dataset `path`.
+    fn publish(&self, draft: Draft<'_>, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
+        let failed = |error: io::Error| Error::io("make", path, error);
+        match draft.make_directory(SNAPSHOTS) {
+            // An imported one has its snapshot already.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+            other => other.map_err(failed)?,
+        }
+        draft.write(RECORD, spec.record.as_bytes()).map_err(failed)?;
+        let data = open_directory(draft.fd(), DATA).map_err(failed)?;
+        if let Some(owner) = spec.owner {
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            rustix::fs::fchown(&data, Some(uid), Some(gid)).map_err(|e| failed(e.into()))?;
+        }
+        if let Some(mode) = spec.mode {
+            let mode = Mode::from_raw_mode(mode.0 as RawMode);
+            rustix::fs::fchmod(&data, mode).map_err(|e| failed(e.into()))?;
+        }
+        for fd in [data.as_fd(), draft.fd()] {
+            rustix::fs::fsync(fd).map_err(|e| failed(e.into()))?;
+        }
+        point();
+        self.store.link(draft, path)
+    }
+}
+
+fn measure(path: &DatasetPath, home: BorrowedFd<'_>) -> Result<Usage> {
+    let failed = |error| Error::io("measure", path, error);
+    let data = open_directory(home, DATA).map_err(failed)?;
+    let snapshots = open_directory(home, SNAPSHOTS).map_err(failed)?;
+    let referenced = used(data.as_fd()).map_err(failed)?;
+    let used = referenced + used(snapshots.as_fd()).map_err(failed)?;
+    let available = space(&data).map_err(failed)?.available;
+    Ok(Usage { used, referenced, available })
+}
+
+/// The space of a tree; of a file with several names once.
+fn used(top: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut walk = Walk::new(top)?;
+    let (mut bytes, mut seen) = (0u64, HashSet::new());
+    while walk.advance()? {
+        let Some(item) = walk.item() else { break };
+        let linked = item.stat.st_nlink > 1 && matches!(item.at, Place::In(..));
+        if !linked || seen.insert(identity(&item.stat)) {
+            bytes += u64::try_from(item.stat.st_blocks).unwrap_or(0) * 512;
+        }
+    }
+    Ok(bytes)
+}
+
+/// The tree `from` is in the new directory `name` of the draft, and durable.
+fn copy_into(draft: &Draft<'_>, from: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    draft.make_directory(name)?;
+    let to = open_directory(draft.fd(), name)?;
+    copy::tree(from, to.as_fd(), &copy::Options::default())?;
+    point();
+    sync_file_system(&to)
+}
+
+impl Driver for Dir {
+    fn name(&self) -> &'static str {
+        "dir"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clones_share_space: self.shares_space, snapshots_are_atomic: false }
+    }
+
+    fn mountpoint(&self, path: &DatasetPath) -> PathBuf {
+        self.root.join(path.area().as_str()).join(path.name())
+    }
+
+    fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
+        self.store.refuse_existing(path)?;
+        let failed = |error: io::Error| Error::io("make", path, error);
+        let draft = self.store.draft()?;
+        draft.make_directory(DATA).map_err(failed)?;
+        self.publish(draft, path, spec)
+    }
+
+    fn get(&self, path: &DatasetPath) -> Result<Option<Dataset>> {
+        let Some(link) = self.store.look_up(path)? else { return Ok(None) };
+        let record = match link {
+            Link::Dataset(id) => {
+                let record = self.store.record(path, &id)?;
+                if record.is_none() && self.store.is_gone(path, &id)? {
+                    return Ok(None);
+                }
+                record
+            }
+            Link::Foreign => None,
+        };
+        Ok(Some(Dataset { path: path.clone(), record }))
+    }
+
+    fn list(&self, area: Area) -> Result<Vec<Dataset>> {
+        let failed = |errno: Errno| Error::io("list", area.as_str(), errno);
+        let dir = self.store.area(area)?;
+        let mut found = Vec::new();
+        for entry in Listing::read_from(&dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_string_lossy();
+            // What has no valid name can be no dataset, and nothing can ask for it.
+            let Ok(name) = name.parse::<VolumeName>() else { continue };
+            let Ok(path) = format!("{}/{name}", area.as_str()).parse() else { continue };
+            // `None` where it was destroyed meanwhile.
+            found.extend(self.get(&path)?);
+        }
+        found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+
+    fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
+        let home = self.store.home(path)?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NotFound(path.to_string()),
+            _ => Error::io("write the record of", path, error),
+        };
+        let draft = self.store.draft()?;
+        draft.write(RECORD, record.as_bytes()).map_err(failed)?;
+        point();
+        rustix::fs::renameat(draft.fd(), RECORD, &home.fd, RECORD).map_err(|e| failed(e.into()))?;
+        rustix::fs::fsync(&home.fd).map_err(|e| failed(e.into()))
+    }
+
+    fn destroy(&self, path: &DatasetPath) -> Result<bool> {
+        match self.store.look_up(path)? {
+            None => Ok(false),
+            Some(Link::Foreign) => Err(store::foreign(path)),
+            Some(Link::Dataset(id)) => {
+                self.store.refuse_mounted(path, &id)?;
+                self.store.unlink(path)
+            }
+        }
+    }
+
+    fn rename(&self, from: &DatasetPath, to: &DatasetPath) -> Result<()> {
+        self.store.rename(from, to)
+    }
+
+    fn usage(&self, path: &DatasetPath) -> Result<Usage> {
+        let Home { id, fd } = self.store.home(path)?;
+        self.store.settle(path, &id, measure(path, fd.as_fd()))
+    }
+
+    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
+        self.make_snapshots(snapshots)
+    }
+
+    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
+        let home = self.store.home(path)?;
+        let all = snapshot::list(path, home.fd.as_fd());
+        let all = self.store.settle(path, &home.id, all)?;
+        Ok(all.into_iter().map(|s| Snapshot { name: s.name, created: s.about.created }).collect())
+    }
+
+    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
+        self.remove_snapshot(snapshot)
+    }
+
+    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
+        self.roll_back(snapshot)
+    }
+
+    fn clone_from(
+        &self,
+        snapshot: &SnapshotPath,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+    ) -> Result<()> {
+        self.store.refuse_existing(to)?;
+        let home = self.store.home(&snapshot.dataset)?;
+        let kept = self.store.locks.of(&home.id, &snapshot.name);
+        let _kept = kept.read();
+        self.store.refuse_gone(&snapshot.dataset, &home.id)?;
+        let source = snapshot::open_data(snapshot, home.fd.as_fd())?;
+        let draft = self.store.draft()?;
+        copy_into(&draft, source.as_fd(), DATA)
+            .map_err(|error| Error::io("clone", format!("{snapshot} to {to}"), error))?;
+        self.publish(draft, to, spec)
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        Some(self)
+    }
+}

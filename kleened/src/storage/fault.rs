@@ -1,0 +1,353 @@
+//! A driver that fails on demand, for tests.
+//!
+//! [`Fault`] stands in front of any driver and fails one chosen call, before it took effect or after;
+//! or it kills the process there, as `kill -9` would. What must hold then: the verb fails, a
+//! repeat of it succeeds, nothing is left over.
+//!
+//! A debug build of the daemon reads a plan from the environment variable `KLEENED_FAULT`
+//! ([`Plan::from_environment`]); a release build does not look at it. A plan with the method `point`
+//! is about the steps inside a driver, between two system calls, and can only kill.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+
+use super::{
+    Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
+    SnapshotPath, Streams, Usage,
+};
+
+/// The environment variable that holds a plan.
+pub const VARIABLE: &str = "KLEENED_FAULT";
+
+/// Which call fails, and how: `METHOD:N:WHEN:WHAT`, for example `rename:1:after:error` or
+/// `*:7:before:kill`.
+///
+/// | part | |
+/// | --- | --- |
+/// | `METHOD` | the name of a method of [`Driver`] or [`Streams`]; `*` for any of them; `point` for a step inside a driver |
+/// | `N` | its Nth call, from 1 on; others are let through |
+/// | `WHEN` | `before` it takes effect, or `after` |
+/// | `WHAT` | `error` ([`Error::Io`]), `full` ([`Error::NoSpace`]), `busy` ([`Error::Busy`]), or `kill` the process |
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    method: String,
+    call: u64,
+    when: When,
+    what: What,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Before,
+    After,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Error,
+    Full,
+    Busy,
+    Kill,
+}
+
+/// The methods that can fail.
+const METHODS: &[&str] = &[
+    "create",
+    "get",
+    "list",
+    "set",
+    "destroy",
+    "rename",
+    "usage",
+    "snapshot",
+    "snapshots",
+    "destroy_snapshot",
+    "rollback",
+    "clone_from",
+    "export",
+    "import",
+    "import_onto",
+    "*",
+    "point",
+];
+
+impl FromStr for Plan {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let mut parts = text.splitn(4, ':');
+        let [method, call, when, what] = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        let when = match when {
+            "before" => When::Before,
+            "after" => When::After,
+            _ => return Err(format!("'{text}' says neither before nor after: {GRAMMAR}")),
+        };
+        let what = match what {
+            "error" => What::Error,
+            "full" => What::Full,
+            "busy" => What::Busy,
+            "kill" => What::Kill,
+            _ => return Err(format!("'{text}' does not say what shall happen: {GRAMMAR}")),
+        };
+        let call = call.parse().ok().filter(|call| *call > 0);
+        let call = call.ok_or_else(|| format!("'{text}' does not say which call: {GRAMMAR}"))?;
+        if !METHODS.contains(&method) {
+            return Err(format!("'{text}' names no method: {GRAMMAR}"));
+        }
+        Ok(Self { method: method.to_owned(), call, when, what })
+    }
+}
+
+const GRAMMAR: &str = "a plan is METHOD:N:before|after:error|full|busy|kill";
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let when = match self.when {
+            When::Before => "before",
+            When::After => "after",
+        };
+        let what = match self.what {
+            What::Error => "error",
+            What::Full => "full",
+            What::Busy => "busy",
+            What::Kill => "kill",
+        };
+        write!(f, "{}:{}:{when}:{what}", self.method, self.call)
+    }
+}
+
+impl Plan {
+    /// The plan in the environment; `None` where there is none, and in a release build.
+    ///
+    /// # Errors
+    ///
+    /// Says what is wrong with its text.
+    pub fn from_environment() -> std::result::Result<Option<Self>, String> {
+        if !cfg!(debug_assertions) {
+            return Ok(None);
+        }
+        match std::env::var(VARIABLE) {
+            Ok(text) => text.parse().map(Some).map_err(|error| format!("{VARIABLE}: {error}")),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// A driver in front of another that carries out a [`Plan`] and counts calls.
+#[derive(Debug)]
+pub struct Fault {
+    inner: Box<dyn Driver>,
+    plan: Mutex<Option<Plan>>,
+    counts: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Fault {
+    /// The driver as it was, but for what the plan says.
+    #[must_use]
+    pub fn new(inner: Box<dyn Driver>, plan: Option<Plan>) -> Self {
+        Self { inner, plan: Mutex::new(plan), counts: Mutex::default() }
+    }
+
+    /// Counting starts again, with this plan.
+    pub fn restart(&self, plan: Option<Plan>) {
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// How many calls there were that can fail: by method, and of all under `*`.
+    #[must_use]
+    pub fn calls(&self) -> BTreeMap<&'static str, u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn call<T>(&self, method: &'static str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+        let what = self.due(method);
+        if let Some((When::Before, what)) = what {
+            return Err(fail(method, what));
+        }
+        let done = call()?;
+        match what {
+            Some((_, what)) => Err(fail(method, what)),
+            None => Ok(done),
+        }
+    }
+
+    /// Counts the call, and says what shall happen to it.
+    fn due(&self, method: &'static str) -> Option<(When, What)> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = |name| {
+            let count = counts.entry(name).or_default();
+            *count += 1;
+            *count
+        };
+        let (own, all) = (count(method), count("*"));
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = plan.as_ref()?;
+        let number = if plan.method == "*" { all } else { own };
+        let meant = (plan.method == "*" || plan.method == method) && plan.call == number;
+        meant.then_some((plan.when, plan.what))
+    }
+}
+
+fn fail(method: &'static str, what: What) -> Error {
+    let (object, cause) = ("a dataset: a planned fault".to_owned(), "a planned fault");
+    match what {
+        What::Error => Error::Io { verb: method, object, source: io::Error::other(cause) },
+        What::Full => {
+            let source = io::Error::new(io::ErrorKind::StorageFull, cause);
+            Error::NoSpace { verb: method, object, source }
+        }
+        What::Busy => Error::Busy(object),
+        What::Kill => kill(),
+    }
+}
+
+/// Ends this process, as `kill -9` would.
+fn kill() -> ! {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    // Not reached.
+    std::process::abort()
+}
+
+/// A place between two steps of a driver where a test can kill the process. Nothing in a release
+/// build.
+pub(super) fn point() {
+    #[cfg(debug_assertions)]
+    {
+        use std::sync::OnceLock;
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let plan = PLAN.get_or_init(|| Plan::from_environment().ok().flatten());
+        if let Some(plan) = plan.as_ref().filter(|p| p.method == "point" && p.what == What::Kill)
+            && COUNT.fetch_add(1, Ordering::Relaxed) + 1 == plan.call
+        {
+            kill();
+        }
+    }
+}
+
+impl Driver for Fault {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn mountpoint(&self, path: &DatasetPath) -> PathBuf {
+        self.inner.mountpoint(path)
+    }
+
+    fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
+        self.call("create", || self.inner.create(path, spec))
+    }
+
+    fn get(&self, path: &DatasetPath) -> Result<Option<Dataset>> {
+        self.call("get", || self.inner.get(path))
+    }
+
+    fn list(&self, area: Area) -> Result<Vec<Dataset>> {
+        self.call("list", || self.inner.list(area))
+    }
+
+    fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
+        self.call("set", || self.inner.set(path, record))
+    }
+
+    fn destroy(&self, path: &DatasetPath) -> Result<bool> {
+        self.call("destroy", || self.inner.destroy(path))
+    }
+
+    fn rename(&self, from: &DatasetPath, to: &DatasetPath) -> Result<()> {
+        self.call("rename", || self.inner.rename(from, to))
+    }
+
+    fn usage(&self, path: &DatasetPath) -> Result<Usage> {
+        self.call("usage", || self.inner.usage(path))
+    }
+
+    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
+        self.call("snapshot", || self.inner.snapshot(snapshots))
+    }
+
+    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
+        self.call("snapshots", || self.inner.snapshots(path))
+    }
+
+    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
+        self.call("destroy_snapshot", || self.inner.destroy_snapshot(snapshot))
+    }
+
+    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
+        self.call("rollback", || self.inner.rollback(snapshot))
+    }
+
+    fn clone_from(
+        &self,
+        snapshot: &SnapshotPath,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+    ) -> Result<()> {
+        self.call("clone_from", || self.inner.clone_from(snapshot, to, spec))
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        self.inner.streams().map(|_| self as &dyn Streams)
+    }
+}
+
+impl Fault {
+    fn inner_streams(&self) -> Result<&dyn Streams> {
+        self.inner.streams().ok_or_else(|| Error::Unsupported("this driver has no streams".into()))
+    }
+}
+
+impl Streams for Fault {
+    fn export(
+        &self,
+        snapshot: &SnapshotPath,
+        base: Option<&str>,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        self.call("export", || self.inner_streams()?.export(snapshot, base, out))
+    }
+
+    fn import(&self, path: &DatasetPath, spec: &DatasetSpec, input: &mut dyn Read) -> Result<()> {
+        self.call("import", || self.inner_streams()?.import(path, spec, input))
+    }
+
+    fn import_onto(&self, path: &DatasetPath, input: &mut dyn Read) -> Result<()> {
+        self.call("import_onto", || self.inner_streams()?.import_onto(path, input))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_read_and_written() {
+        for text in
+            ["rename:1:after:error", "*:7:before:kill", "point:12:before:kill", "set:3:after:full"]
+        {
+            assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
+        }
+        for (text, reason) in [
+            ("", "neither before nor after"),
+            ("rename", "neither before nor after"),
+            ("rename:1:after", "what shall happen"),
+            ("rename:0:after:error", "which call"),
+            ("rename:x:after:error", "which call"),
+            ("remane:1:after:error", "no method"),
+        ] {
+            let error = text.parse::<Plan>().unwrap_err();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+    }
+}

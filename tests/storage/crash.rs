@@ -1,0 +1,3 @@
+use crate::fixture::Fixture;
+#[allow(dead_code)]
+fn x(_: Fixture) {}
