@@ -24,6 +24,8 @@ pub enum Kind {
     Exec,
     /// An operation.
     Operation,
+    /// A network.
+    Network,
 }
 
 impl fmt::Display for Kind {
@@ -34,6 +36,7 @@ impl fmt::Display for Kind {
             Self::Image => "image",
             Self::Exec => "execution instance",
             Self::Operation => "operation",
+            Self::Network => "network",
         })
     }
 }
@@ -106,6 +109,12 @@ pub enum Error {
     /// The caller may not do this.
     #[error("{0}")]
     Denied(String),
+    /// Something that this daemon can't do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The daemon itself failed; its log says more.
+    #[error("the daemon failed: its log says more")]
+    Failed,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]
     Stopping,
@@ -182,7 +191,9 @@ impl Error {
             Self::InUse { .. } => ErrorCode::InUse,
             Self::State { .. } => ErrorCode::WrongState,
             Self::Denied(_) => ErrorCode::Denied,
+            Self::Unsupported(_) => ErrorCode::Unsupported,
             Self::Stopping => ErrorCode::Unavailable,
+            Self::Failed => ErrorCode::Internal,
             Self::Storage { source, .. } => match source {
                 storage::Error::NotFound(_) | storage::Error::Io { .. } => ErrorCode::Internal,
                 storage::Error::Exists(_) => ErrorCode::Conflict,
@@ -203,6 +214,18 @@ impl Error {
             },
             Self::Io { source, .. } => io_code(source),
             Self::Several(errors) => errors.first().map_or(ErrorCode::Internal, Self::code),
+        }
+    }
+
+    /// The exit status that a shell would have for a process that could not be started: 127 where
+    /// the program was not found, 126 where it can't be run.
+    #[must_use]
+    pub fn exit_code(&self) -> Option<i32> {
+        match self {
+            Self::Platform { source: platform::Error::Start { exit_code, .. }, .. } => {
+                Some(*exit_code)
+            }
+            _ => None,
         }
     }
 

@@ -97,6 +97,18 @@ impl Error {
     }
 }
 
+impl From<Error> for io::Error {
+    /// An error of the same kind with the archive's own as its content.
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Damaged(_) | Error::Refused { .. } => io::ErrorKind::InvalidData,
+            Error::Read(source) | Error::Write(source) | Error::Io { source, .. } => source.kind(),
+            Error::Cancelled => io::ErrorKind::Interrupted,
+        };
+        Self::new(kind, error)
+    }
+}
+
 /// The longest part of a name that a message shows.
 const MAX_SHOWN: usize = 256;
 

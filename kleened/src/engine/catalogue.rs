@@ -1,0 +1,366 @@
+//! What there is, in memory: read once at start, and changed after the storage has changed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use kleened_api::container::{Container, ContainerSummary};
+use kleened_api::image::Image;
+use kleened_api::mount::{MountPoint, MountPointConfig, MountType};
+use kleened_api::volume::{Volume, VolumeFilter, VolumeState};
+use kleened_api::{Id, ImageRef, VolumeName};
+use tokio::sync::watch;
+
+use super::record::{ContainerRecord, ImageRecord, VolumeRecord};
+use crate::error::{Error, Kind, Result};
+use crate::platform::{Exited, Running};
+use crate::storage::{DatasetPath, Driver};
+
+#[derive(Debug, Default)]
+pub(super) struct Catalogue {
+    pub volumes: BTreeMap<String, VolumeEntry>,
+    pub images: BTreeMap<Id, ImageRecord>,
+    pub containers: BTreeMap<Id, ContainerEntry>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct VolumeEntry {
+    pub record: VolumeRecord,
+    /// It is being filled.
+    pub initializing: bool,
+    /// Why it can't be used.
+    pub fault: Option<String>,
+}
+
+impl From<VolumeRecord> for VolumeEntry {
+    fn from(record: VolumeRecord) -> Self {
+        Self { record, initializing: false, fault: None }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct ContainerEntry {
+    pub record: ContainerRecord,
+    /// False while it is being made: it has its name and its volumes already.
+    pub ready: bool,
+    pub run: watch::Sender<Run>,
+}
+
+/// Whether a container runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Run {
+    Stopped(Option<Exited>),
+    Running(Running),
+    /// It has ended, and is being removed because of that.
+    Removing,
+}
+
+impl ContainerEntry {
+    pub(super) fn new(record: ContainerRecord, ready: bool, run: Run) -> Self {
+        Self { record, ready, run: watch::Sender::new(run) }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(*self.run.borrow(), Run::Running(_))
+    }
+
+    /// Its mounts of volumes.
+    fn volumes(&self) -> impl Iterator<Item = &MountPointConfig> {
+        self.record.mounts.iter().filter(|mount| mount.kind == MountType::Volume)
+    }
+}
+
+/// The dataset's name: where it is mounted, without the leading slash.
+fn dataset(storage: &dyn Driver, path: &DatasetPath) -> String {
+    storage.mountpoint(path).to_string_lossy().trim_start_matches('/').to_owned()
+}
+
+impl Catalogue {
+    /// The containers that name the volume, and how.
+    pub(super) fn users(&self, volume: &str) -> Vec<(&Id, &ContainerEntry, &MountPointConfig)> {
+        let of = |(id, entry): (_, _)| {
+            let entry: &ContainerEntry = entry;
+            entry
+                .volumes()
+                .filter(|mount| mount.source == volume)
+                .map(move |mount| (id, entry, mount))
+        };
+        self.containers.iter().flat_map(of).collect()
+    }
+
+    /// That nobody uses the volume.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InUse`], naming each container, where it has it, and how.
+    pub(super) fn unused(&self, volume: &str) -> Result<()> {
+        let users: Vec<String> = self
+            .users(volume)
+            .into_iter()
+            .map(|(id, entry, mount)| {
+                let state = if entry.is_running() { "running" } else { "stopped" };
+                let how = if mount.read_only { "read-only" } else { "read-write" };
+                format!(
+                    "{state} container {} ({id}) has it at {} {how}",
+                    entry.record.name, mount.destination
+                )
+            })
+            .collect();
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(Error::InUse { kind: Kind::Volume, name: volume.to_owned(), users })
+    }
+
+    pub(super) fn volume(&self, name: &str) -> Result<&VolumeEntry> {
+        self.volumes
+            .get(name)
+            .ok_or_else(|| Error::NotFound { kind: Kind::Volume, name: name.to_owned() })
+    }
+
+    /// The volumes that the filter lets through, newest first.
+    pub(super) fn list_volumes(&self, storage: &dyn Driver, filter: &VolumeFilter) -> Vec<Volume> {
+        // For each volume that is used: whether a running container uses it.
+        let mut used: HashMap<&str, bool> = HashMap::new();
+        for entry in self.containers.values() {
+            let running = entry.is_running();
+            for mount in entry.volumes() {
+                *used.entry(&mount.source).or_default() |= running;
+            }
+        }
+        let labels: Vec<(&str, Option<&str>)> = filter
+            .label
+            .iter()
+            .flat_map(|labels| labels.split(','))
+            .map(|label| {
+                label.split_once('=').map_or((label, None), |(key, value)| (key, Some(value)))
+            })
+            .collect();
+        let shown = |(name, entry): &(&String, &VolumeEntry)| {
+            let running = used.get(name.as_str()).copied();
+            filter.name.as_ref().is_none_or(|part| name.contains(part.as_str()))
+                && filter.dangling.is_none_or(|dangling| dangling == running.is_none())
+                && filter.in_use.is_none_or(|in_use| in_use == (running == Some(true)))
+                && labels.iter().all(|(key, value)| {
+                    entry
+                        .record
+                        .labels
+                        .get(*key)
+                        .is_some_and(|is| value.is_none_or(|wanted| is == wanted))
+                })
+        };
+        let mut volumes: Vec<Volume> = self
+            .volumes
+            .iter()
+            .filter(shown)
+            .map(|(name, entry)| volume(storage, name, entry, used.get(name.as_str()).copied()))
+            .collect();
+        volumes.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+        volumes
+    }
+
+    /// The volume and who uses it.
+    pub(super) fn inspect_volume(
+        &self,
+        storage: &dyn Driver,
+        name: &str,
+    ) -> Result<(Volume, Vec<MountPoint>)> {
+        let entry = self.volume(name)?;
+        let users = self.users(name);
+        let running = users.iter().map(|(_, entry, _)| entry.is_running()).reduce(|a, b| a || b);
+        let mounts = users
+            .into_iter()
+            .map(|(id, _, mount)| MountPoint {
+                container_id: id.to_string(),
+                config: mount.clone(),
+            })
+            .collect();
+        Ok((volume(storage, name, entry, running), mounts))
+    }
+
+    /// The image's id: by its id, by its name and tag, or by the beginning of its id.
+    pub(super) fn image(&self, reference: &str) -> Result<Id> {
+        let missing = || Error::NotFound { kind: Kind::Image, name: reference.to_owned() };
+        let wanted: ImageRef = reference.parse().map_err(|_| missing())?;
+        // The one snapshot that an image has is @image, which is what is meant without one.
+        if wanted.snapshot.as_deref().is_some_and(|snapshot| snapshot != super::IMAGE_SNAPSHOT) {
+            return Err(missing());
+        }
+        let tag = wanted.tag_or_latest();
+        let named =
+            self.images.iter().find(|(_, image)| image.name == wanted.name && image.tag == tag);
+        match named {
+            Some((id, _)) => Ok(id.clone()),
+            None if wanted.tag.is_none() => {
+                by_prefix(Kind::Image, self.images.keys(), &wanted.name)?.ok_or_else(missing)
+            }
+            None => Err(missing()),
+        }
+    }
+
+    /// The container's id: by its id, its name, or the beginning of its id.
+    pub(super) fn container(&self, reference: &str) -> Result<Id> {
+        let name = reference.strip_prefix('/').unwrap_or(reference);
+        if let Some(id) = self.container_named(name)
+            && self.containers.keys().all(|other| other.as_str() != name)
+        {
+            return Ok(id.clone());
+        }
+        by_prefix(Kind::Container, self.containers.keys(), name)?
+            .ok_or_else(|| Error::NotFound { kind: Kind::Container, name: reference.to_owned() })
+    }
+
+    pub(super) fn container_named(&self, name: &str) -> Option<&Id> {
+        self.containers.iter().find(|(_, entry)| entry.record.name == name).map(|(id, _)| id)
+    }
+
+    pub(super) fn entry(&self, id: &Id) -> Result<&ContainerEntry> {
+        self.containers
+            .get(id)
+            .ok_or_else(|| Error::NotFound { kind: Kind::Container, name: id.to_string() })
+    }
+
+    /// The containers made from an image.
+    pub(super) fn clones<'a>(
+        &'a self,
+        image: &'a Id,
+    ) -> impl Iterator<Item = (&'a Id, &'a ContainerEntry)> {
+        self.containers.iter().filter(move |(_, entry)| entry.record.image_id == *image)
+    }
+
+    pub(super) fn show_image(&self, storage: &dyn Driver, id: &Id) -> Result<Image> {
+        let record = self
+            .images
+            .get(id)
+            .ok_or_else(|| Error::NotFound { kind: Kind::Image, name: id.to_string() })?;
+        Ok(image(storage, id, record))
+    }
+
+    pub(super) fn list_images(&self, storage: &dyn Driver) -> Vec<Image> {
+        let mut images: Vec<Image> =
+            self.images.iter().map(|(id, record)| image(storage, id, record)).collect();
+        images.sort_by_key(|image| std::cmp::Reverse(image.created));
+        images
+    }
+
+    pub(super) fn show_container(&self, storage: &dyn Driver, id: &Id) -> Result<Container> {
+        Ok(container(storage, id, self.entry(id)?))
+    }
+
+    pub(super) fn list_containers(&self, storage: &dyn Driver, all: bool) -> Vec<ContainerSummary> {
+        let mut list: Vec<ContainerSummary> = self
+            .containers
+            .iter()
+            .filter(|(_, entry)| entry.ready && (all || entry.is_running()))
+            .map(|(id, entry)| {
+                let image = self.images.get(&entry.record.image_id);
+                ContainerSummary {
+                    container: container(storage, id, entry),
+                    image_name: image.map(|image| image.name.clone()).unwrap_or_default(),
+                    image_tag: image.map(|image| image.tag.clone()).unwrap_or_default(),
+                    jid: match &*entry.run.borrow() {
+                        Run::Running(running) => Some(running.jid),
+                        Run::Stopped(_) | Run::Removing => None,
+                    },
+                }
+            })
+            .collect();
+        list.sort_by_key(|summary| std::cmp::Reverse(summary.container.created));
+        list
+    }
+}
+
+/// The one id that begins with `prefix`.
+fn by_prefix<'a>(
+    kind: Kind,
+    ids: impl Iterator<Item = &'a Id>,
+    prefix: &str,
+) -> Result<Option<Id>> {
+    let hits: Vec<&Id> =
+        ids.filter(|id| !prefix.is_empty() && id.as_str().starts_with(prefix)).collect();
+    match hits[..] {
+        [] => Ok(None),
+        [id] => Ok(Some(id.clone())),
+        _ => {
+            let hits: Vec<&str> = hits.iter().map(|id| id.as_str()).collect();
+            Err(Error::Invalid(format!(
+                "{kind} {prefix} is ambiguous: write more of one of {}",
+                hits.join(", ")
+            )))
+        }
+    }
+}
+
+fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bool>) -> Volume {
+    // A dataset that somebody else put there may have a name that no volume can have.
+    let path = name.parse::<VolumeName>().map(|name| DatasetPath::volume(&name));
+    let mountpoint = path.as_ref().map(|path| storage.mountpoint(path));
+    let record = entry.record.clone();
+    Volume {
+        name: name.to_owned(),
+        dataset: path.as_ref().map(|path| dataset(storage, path)).unwrap_or_default(),
+        mountpoint: mountpoint.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        created: record.created,
+        labels: record.labels,
+        state: match used {
+            _ if entry.fault.is_some() => VolumeState::Error,
+            _ if entry.initializing => VolumeState::Initializing,
+            Some(true) => VolumeState::Mounted,
+            Some(false) => VolumeState::Attached,
+            None => VolumeState::Available,
+        },
+        owner: record.owner,
+        mode: record.mode,
+        populated: record.populated,
+        error: entry.fault.clone(),
+    }
+}
+
+fn image(storage: &dyn Driver, id: &Id, record: &ImageRecord) -> Image {
+    let record = record.clone();
+    Image {
+        id: id.clone(),
+        name: record.name,
+        tag: record.tag,
+        user: record.user,
+        cmd: record.cmd,
+        env: record.env,
+        instructions: Vec::new(),
+        created: record.created,
+        dataset: dataset(storage, &DatasetPath::image(id)),
+    }
+}
+
+fn container(storage: &dyn Driver, id: &Id, entry: &ContainerEntry) -> Container {
+    let record = entry.record.clone();
+    let run = entry.run.borrow().clone();
+    Container {
+        id: id.clone(),
+        name: record.name,
+        image_id: record.image_id.to_string(),
+        cmd: record.cmd,
+        user: record.user,
+        env: record.env,
+        network_driver: record.network_driver,
+        public_ports: Vec::new(),
+        jail_param: record.jail_param,
+        restart_policy: record.restart_policy,
+        persist: record.persist,
+        created: record.created,
+        dataset: dataset(storage, &DatasetPath::container(id)),
+        running: matches!(run, Run::Running(_)),
+        hostname: record.hostname,
+        workdir: record.workdir,
+        auto_remove: record.auto_remove,
+        started: match &run {
+            Run::Running(running) => Some(running.started),
+            Run::Stopped(_) | Run::Removing => None,
+        },
+        finished: match &run {
+            Run::Stopped(Some(exited)) => Some(exited.at),
+            _ => None,
+        },
+        exit_code: match &run {
+            Run::Stopped(Some(exited)) => Some(exited.code),
+            _ => None,
+        },
+    }
+}

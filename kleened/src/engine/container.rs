@@ -1,0 +1,492 @@
+//! The verbs of containers, but for those that start and stop them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kleened_api::container::{ContainerConfig, ContainerInspect, ContainerSummary};
+use kleened_api::mount::{self, MountPoint, MountPointConfig, MountType};
+use kleened_api::{ContainerName, Id, Timestamp, VolumeName};
+
+use super::catalogue::{ContainerEntry, Run};
+use super::journal::Intent;
+use super::lock::{Access, Key};
+use super::operation::Pending;
+use super::record::{self, ContainerRecord};
+use super::volume::collect;
+use super::{Engine, IMAGE_SNAPSHOT, Undo, ident, log_failure};
+use crate::copy::Progress;
+use crate::error::{Error, Kind, Result};
+use crate::platform;
+use crate::storage::{DatasetPath, DatasetSpec};
+
+/// The longest record. What is larger does not fit into a property of a dataset.
+const MAX_RECORD: usize = 64 << 10;
+
+impl Engine {
+    /// The running containers, or all of them, newest first.
+    #[must_use]
+    pub fn containers(&self, all: bool) -> Vec<ContainerSummary> {
+        self.catalogue().list_containers(&*self.storage, all)
+    }
+
+    /// The container of that id, name, or beginning of an id.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; a beginning that several ids have.
+    pub fn container(&self, reference: &str) -> Result<ContainerInspect> {
+        let catalogue = self.catalogue();
+        let id = catalogue.container(reference)?;
+        let mounts = &catalogue.entry(&id)?.record.mounts;
+        Ok(ContainerInspect {
+            container: catalogue.show_container(&*self.storage, &id)?,
+            container_endpoints: Vec::new(),
+            container_mountpoints: mounts
+                .iter()
+                .map(|mount| MountPoint { container_id: id.to_string(), config: mount.clone() })
+                .collect(),
+        })
+    }
+
+    /// There is a container: a clone of the image, with a place for every mount, and with every
+    /// volume that it names, made and filled where it was not there. When this fails, neither the
+    /// container nor a volume that was made for it is left.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] for the image, [`Error::Taken`] for the name; a mount, variable or
+    /// parameter that is not allowed; the storage.
+    pub fn create_container(self: &Arc<Self>, config: ContainerConfig) -> Result<Pending<String>> {
+        let id = ident::new();
+        let record = self.new_record(&id, config)?;
+        // From here on the name and the volumes are taken.
+        {
+            let mut catalogue = self.catalogue();
+            if let Some(by) = catalogue.container_named(&record.name) {
+                let (name, by) = (record.name.clone(), by.to_string());
+                return Err(Error::Taken { kind: Kind::Container, name, by });
+            }
+            let entry = ContainerEntry::new(record.clone(), false, Run::Stopped(None));
+            catalogue.containers.insert(id.clone(), entry);
+        }
+        let mut wanted = vec![
+            (Key::Image(record.image_id.clone()), Access::Shared),
+            (Key::Container(id.clone()), Access::Exclusive),
+        ];
+        for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
+            wanted.push((Key::Volume(mount.source.clone()), Access::Exclusive));
+        }
+        let subject = id.to_string();
+        let what = format!("create container {} ({id})", record.name);
+        Ok(self.begin(what, &subject, wanted, move |engine, progress| {
+            let mut undo = Undo::default();
+            undo.push(|| _ = engine.catalogue().containers.remove(&id));
+            engine.make_container(&id, &record, progress)?;
+            undo.commit();
+            if let Some(entry) = engine.catalogue().containers.get_mut(&id) {
+                entry.ready = true;
+            }
+            Ok(id.to_string())
+        }))
+    }
+
+    fn new_record(&self, id: &Id, config: ContainerConfig) -> Result<ContainerRecord> {
+        let name = match &config.name {
+            Some(name) => {
+                name.strip_prefix('/').unwrap_or(name).parse::<ContainerName>()?.to_string()
+            }
+            None => self.free_name(),
+        };
+        let image = config.image.as_deref().unwrap_or_default();
+        let (image_id, image) = {
+            let catalogue = self.catalogue();
+            let id = catalogue.image(image)?;
+            let record = catalogue.images.get(&id).cloned();
+            let missing = || Error::NotFound { kind: Kind::Image, name: image.to_owned() };
+            let record = record.ok_or_else(missing)?;
+            (id, record)
+        };
+        if !config.public_ports.is_empty() {
+            return Err(Error::Invalid(
+                "cannot publish ports: a container with the network driver 'host' has all of the host's ports, \
+                 one with 'disabled' has none"
+                    .into(),
+            ));
+        }
+        let mounts = mount::checked(config.mounts)?;
+        check_sources(&mounts)?;
+        let record = ContainerRecord {
+            created: Timestamp::now(),
+            name,
+            image_id,
+            cmd: config.cmd.filter(|cmd| !cmd.is_empty()).unwrap_or(image.cmd),
+            user: config.user.filter(|user| !user.is_empty()).unwrap_or(image.user),
+            env: merge_env(&image.env, &config.env.unwrap_or_default())?,
+            mounts,
+            jail_param: config.jail_param.unwrap_or_default(),
+            network_driver: config.network_driver.unwrap_or_default(),
+            restart_policy: config.restart_policy.unwrap_or_default(),
+            persist: config.persist.unwrap_or_default(),
+            auto_remove: config.auto_remove.unwrap_or_default(),
+            hostname: config.hostname.unwrap_or_else(|| id.to_string()),
+            workdir: config.workdir.unwrap_or_else(|| "/".into()),
+        };
+        self.check_record(&record)?;
+        Ok(record)
+    }
+
+    /// That the record can be stored and, as far as can be said before, started.
+    fn check_record(&self, record: &ContainerRecord) -> Result<()> {
+        let name = &record.name;
+        self.platform
+            .check(record.network_driver, &record.jail_param)
+            .map_err(Error::platform("create container", name))?;
+        if record.cmd.iter().chain([&record.user, &record.workdir]).any(|text| text.contains('\0'))
+        {
+            return Err(Error::Invalid(
+                "the command, user and directory must not hold a NUL byte".into(),
+            ));
+        }
+        if !record.workdir.starts_with('/') {
+            return Err(Error::Invalid(format!(
+                "working directory '{}' is not an absolute path",
+                record.workdir.escape_default()
+            )));
+        }
+        let label = |label: &str| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        };
+        if record.hostname.len() > 64 || !record.hostname.split('.').all(label) {
+            return Err(Error::Invalid(format!(
+                "host name '{}' is not allowed: it has at most 64 letters, digits, '-', '_' and '.'",
+                record.hostname.escape_default()
+            )));
+        }
+        if record::write(record).len() > MAX_RECORD {
+            return Err(Error::Invalid(
+                "the command, environment and mounts take more than 64 KiB together".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn free_name(&self) -> String {
+        let catalogue = self.catalogue();
+        for _ in 0..16 {
+            let name = ident::name();
+            if catalogue.container_named(&name).is_none() {
+                return name;
+            }
+        }
+        format!("{}_{}", ident::name(), ident::new())
+    }
+
+    /// The container appears as a whole, in the last step. Until then it is scratch, which the next
+    /// start clears away; only the volumes made for it need the journal.
+    fn make_container(&self, id: &Id, record: &ContainerRecord, progress: &Progress) -> Result<()> {
+        let fail = || Error::storage("create container", &record.name);
+        let (scratch, container) = (DatasetPath::scratch(id), DatasetPath::container(id));
+        let image = DatasetPath::image(&record.image_id).snapshot(IMAGE_SNAPSHOT);
+        let spec = DatasetSpec { record: record::write(record), ..DatasetSpec::default() };
+        let new: Vec<VolumeName> = {
+            let catalogue = self.catalogue();
+            let volumes = record.mounts.iter().filter(|mount| mount.kind == MountType::Volume);
+            let mut new: Vec<VolumeName> = volumes
+                .filter(|mount| !catalogue.volumes.contains_key(&mount.source))
+                .map(|mount| mount.source.parse())
+                .collect::<std::result::Result<_, _>>()?;
+            new.sort();
+            new.dedup();
+            new
+        };
+        let journal = || Error::io("write the journal for container", id);
+        let entry = if new.is_empty() {
+            None
+        } else {
+            let volumes = new.iter().map(VolumeName::to_string).collect();
+            let intent = Intent::CreateContainer { id: id.clone(), volumes };
+            Some(self.journal.begin(id, &intent).map_err(journal())?)
+        };
+        let made = (|| {
+            let mut undo = Undo::default();
+            undo.push(|| {
+                log_failure(format_args!("remove {scratch}"), self.storage.destroy(&scratch))
+            });
+            self.storage.clone_from(&image, &scratch, &spec).map_err(fail())?;
+            let root = self.storage.mountpoint(&scratch);
+            {
+                let root =
+                    File::open(&root).map_err(Error::io("create container", &record.name))?;
+                for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
+                    self.ensure_volume(&mount.source.parse()?, id)?;
+                    self.populate(&record.image_id, root.as_fd(), mount, progress)?;
+                }
+            }
+            self.platform
+                .prepare(&root, &self.platform_mounts(&record.mounts)?)
+                .map_err(Error::platform("create container", &record.name))?;
+            self.storage.rename(&scratch, &container).map_err(fail())?;
+            undo.commit();
+            Ok(())
+        })();
+        let taken_back = match &made {
+            Ok(()) => Ok(()),
+            Err(_) => self.take_back_volumes(id, &new),
+        };
+        match (entry, &taken_back) {
+            (Some(entry), Ok(())) => entry.done().map_err(journal())?,
+            // What could not be taken back now is tried again at the next start.
+            (_, result) => {
+                log_failure(format_args!("take back the volumes of {id}"), result.as_ref())
+            }
+        }
+        made
+    }
+
+    /// None of these volumes is there that was made for this container. A repeat is safe.
+    pub(super) fn take_back_volumes(&self, container: &Id, names: &[VolumeName]) -> Result<()> {
+        for name in names {
+            let ours = self
+                .catalogue()
+                .volumes
+                .get(name.as_str())
+                .is_some_and(|entry| entry.record.made_for.as_ref() == Some(container));
+            if ours {
+                self.storage
+                    .destroy(&DatasetPath::volume(name))
+                    .map_err(Error::storage("take back volume", name))?;
+                self.catalogue().volumes.remove(name.as_str());
+            }
+        }
+        Ok(())
+    }
+
+    /// The mounts as the platform makes them.
+    pub(super) fn platform_mounts(
+        &self,
+        mounts: &[MountPointConfig],
+    ) -> Result<Vec<platform::Mount>> {
+        let translate = |mount: &MountPointConfig| {
+            Ok(platform::Mount {
+                source: match mount.kind {
+                    MountType::Nullfs => PathBuf::from(&mount.source),
+                    MountType::Volume => {
+                        let name: VolumeName = mount.source.parse()?;
+                        self.storage.mountpoint(&DatasetPath::volume(&name))
+                    }
+                },
+                subpath: mount.subpath.clone(),
+                destination: mount.destination.clone(),
+                read_only: mount.read_only,
+            })
+        };
+        mounts.iter().map(translate).collect()
+    }
+
+    /// The container has what `config` gives, and keeps the rest. A running process keeps what it
+    /// was started with. Mounts, image and network stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Taken`]; a value that is not allowed.
+    pub fn update_container(
+        self: &Arc<Self>,
+        reference: &str,
+        config: ContainerConfig,
+    ) -> Result<Pending<String>> {
+        let id = self.catalogue().container(reference)?;
+        let subject = id.to_string();
+        let wanted = vec![(Key::Container(id.clone()), Access::Exclusive)];
+        Ok(self.begin(format!("update container {id}"), &subject, wanted, move |engine, _| {
+            let before = engine.catalogue().entry(&id)?.record.clone();
+            let mut record = before.clone();
+            if let Some(name) = &config.name {
+                let name = name.strip_prefix('/').unwrap_or(name);
+                record.name = name.parse::<ContainerName>()?.to_string();
+            }
+            if let Some(cmd) = config.cmd.filter(|cmd| !cmd.is_empty()) {
+                record.cmd = cmd;
+            }
+            if let Some(user) = config.user.filter(|user| !user.is_empty()) {
+                record.user = user;
+            }
+            if let Some(env) = &config.env {
+                record.env = merge_env(&[], env)?;
+            }
+            record.jail_param = config.jail_param.unwrap_or(record.jail_param);
+            record.restart_policy = config.restart_policy.unwrap_or(record.restart_policy);
+            record.persist = config.persist.unwrap_or(record.persist);
+            record.auto_remove = config.auto_remove.unwrap_or(record.auto_remove);
+            record.hostname = config.hostname.unwrap_or(record.hostname);
+            record.workdir = config.workdir.unwrap_or(record.workdir);
+            engine.check_record(&record)?;
+            engine.rename_entry(&id, &record.name)?;
+            let stored = engine
+                .storage
+                .set(&DatasetPath::container(&id), &record::write(&record))
+                .map_err(Error::storage("update container", &id));
+            let mut catalogue = engine.catalogue();
+            if let Some(entry) = catalogue.containers.get_mut(&id) {
+                entry.record = if stored.is_ok() { record } else { before };
+            }
+            stored.map(|()| id.to_string())
+        }))
+    }
+
+    /// The name belongs to this container from now on, so that no other can take it meanwhile.
+    fn rename_entry(&self, id: &Id, name: &str) -> Result<()> {
+        let mut catalogue = self.catalogue();
+        match catalogue.container_named(name) {
+            Some(by) if by != id => Err(Error::Taken {
+                kind: Kind::Container,
+                name: name.to_owned(),
+                by: by.to_string(),
+            }),
+            _ => {
+                if let Some(entry) = catalogue.containers.get_mut(id) {
+                    name.clone_into(&mut entry.record.name);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// There is no such container any more: its root and its log are gone. Its volumes stay.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::State`] while it runs.
+    pub fn remove_container(self: &Arc<Self>, reference: &str) -> Result<Pending<String>> {
+        let id = self.catalogue().container(reference)?;
+        self.refuse_running(&id)?;
+        let subject = id.to_string();
+        let wanted = vec![(Key::Container(id.clone()), Access::Exclusive)];
+        Ok(self.begin(format!("remove container {id}"), &subject, wanted, move |engine, _| {
+            engine.destroy_container(&id)?;
+            Ok(id.to_string())
+        }))
+    }
+
+    fn refuse_running(&self, id: &Id) -> Result<()> {
+        let catalogue = self.catalogue();
+        let entry = catalogue.entry(id)?;
+        if entry.is_running() {
+            let name = entry.record.name.clone();
+            return Err(Error::State {
+                kind: Kind::Container,
+                name,
+                state: "is running: stop it first",
+            });
+        }
+        Ok(())
+    }
+
+    /// The caller holds the container's lock.
+    pub(super) fn destroy_container(&self, id: &Id) -> Result<()> {
+        self.refuse_running(id)?;
+        let container = DatasetPath::container(id);
+        let root = self.storage.mountpoint(&container);
+        // Never reach into a volume that is still mounted there.
+        self.platform.release(id, &root).map_err(Error::platform("remove container", id))?;
+        self.storage.destroy(&container).map_err(Error::storage("remove container", id))?;
+        self.catalogue().containers.remove(id);
+        log_failure(format_args!("forget how {id} ended"), self.platform.forget(id));
+        self.remove_log(id);
+        Ok(())
+    }
+
+    /// No container is left that does not run, but for those that are to persist. The answer lists
+    /// them, oldest first; with `dry_run` it lists those that would go, and they stay.
+    pub fn prune_containers(self: &Arc<Self>, dry_run: bool) -> Pending<Vec<String>> {
+        let mut unused: Vec<(Timestamp, Id)> = {
+            let catalogue = self.catalogue();
+            let unused = |(_, entry): &(&Id, &ContainerEntry)| {
+                entry.ready && !entry.record.persist && !entry.is_running()
+            };
+            catalogue
+                .containers
+                .iter()
+                .filter(unused)
+                .map(|(id, entry)| (entry.record.created, id.clone()))
+                .collect()
+        };
+        unused.sort();
+        let wanted = if dry_run {
+            Vec::new()
+        } else {
+            unused.iter().map(|(_, id)| (Key::Container(id.clone()), Access::Exclusive)).collect()
+        };
+        self.begin("prune containers".into(), "", wanted, move |engine, _| {
+            let names = unused.iter().map(|(_, id)| id.to_string()).collect();
+            if dry_run {
+                return Ok(names);
+            }
+            collect(names, |name| match engine.destroy_container(&name.parse()?) {
+                Ok(()) => Ok(true),
+                // Started, or removed, since the list was made.
+                Err(Error::State { .. } | Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(error),
+            })
+        })
+    }
+}
+
+/// That each host path is there and can be mounted.
+fn check_sources(mounts: &[MountPointConfig]) -> Result<()> {
+    for mount in mounts.iter().filter(|mount| mount.kind == MountType::Nullfs) {
+        let reason = match std::fs::metadata(&mount.source) {
+            Ok(meta) if meta.is_dir() || meta.is_file() => continue,
+            Ok(_) => "the source is neither a directory nor a regular file".to_owned(),
+            Err(error) => format!("the source cannot be used: {error}"),
+        };
+        return Err(mount::MountError { text: mount.to_string(), reason }.into());
+    }
+    Ok(())
+}
+
+/// That every entry is `NAME=VALUE`.
+pub(super) fn check_env(env: &[String]) -> Result<()> {
+    for entry in env {
+        let name = entry.split_once('=').map(|(name, _)| name);
+        if name.is_none_or(str::is_empty) || entry.contains('\0') {
+            return Err(Error::Invalid(format!(
+                "environment variable '{}' is not NAME=VALUE",
+                entry.escape_default()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The variables of `over` put over those of `base`, sorted by name.
+pub(super) fn merge_env(base: &[String], over: &[String]) -> Result<Vec<String>> {
+    check_env(over)?;
+    let merged: BTreeMap<&str, &String> = base
+        .iter()
+        .chain(over)
+        .filter_map(|entry| entry.split_once('=').map(|(name, _)| (name, entry)))
+        .collect();
+    Ok(merged.into_values().cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_variables_win_and_come_sorted() {
+        let list =
+            |entries: &[&str]| entries.iter().map(|&entry| entry.to_owned()).collect::<Vec<_>>();
+        let merged = merge_env(&list(&["B=1", "A=1"]), &list(&["C=3", "B=2=2", "C="])).unwrap();
+        assert_eq!(merged, list(&["A=1", "B=2=2", "C="]));
+        assert!(merge_env(&[], &list(&["A"])).is_err());
+        assert!(merge_env(&[], &list(&["=x"])).is_err());
+    }
+}

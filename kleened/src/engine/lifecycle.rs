@@ -1,0 +1,332 @@
+//! Start, stop, wait, and what happens when a container ends.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kleened_api::container::{RestartPolicy, WaitReply};
+use kleened_api::mount::MountType;
+use kleened_api::{Id, Timestamp, VolumeName};
+
+use super::catalogue::Run;
+use super::exec::{StartAs, greet};
+use super::lock::{Access, Key};
+use super::operation::Pending;
+use super::{Engine, log_failure};
+use crate::error::{Error, Kind, Result};
+use crate::platform::supervisor::wire;
+use crate::platform::{self, Launch, LogConfig, Process, Running, Setup};
+use crate::storage::DatasetPath;
+
+impl Engine {
+    /// The container runs, with `process` as its first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; a volume that is gone or a mount that can't be made, and then nothing is
+    /// mounted; a program, user or directory that the container has not.
+    pub(super) fn start_container(
+        self: &Arc<Self>,
+        id: &Id,
+        start: StartAs,
+    ) -> Result<Pending<()>> {
+        let mut wanted = vec![(Key::Container(id.clone()), Access::Exclusive)];
+        for mount in &self.catalogue().entry(id)?.record.mounts {
+            if mount.kind == MountType::Volume {
+                wanted.push((Key::Volume(mount.source.clone()), Access::Shared));
+            }
+        }
+        let (id, what) = (id.clone(), format!("start container {id}"));
+        let subject = id.to_string();
+        Ok(self.begin(what, &subject, wanted, move |engine, _| engine.launch_first(&id, start)))
+    }
+
+    fn launch_first(self: &Arc<Self>, id: &Id, start: StartAs) -> Result<()> {
+        let record = self.catalogue().entry(id)?.record.clone();
+        self.check_volumes(&record)?;
+        let settings = self.settings();
+        // How the last process ended is of no use any more.
+        self.platform.forget(id).map_err(Error::platform("start container", id))?;
+        let launch = Launch {
+            instance: id.clone(),
+            container: id.clone(),
+            setup: Some(Setup {
+                root: self.storage.mountpoint(&DatasetPath::container(id)),
+                hostname: record.hostname.clone(),
+                network: record.network_driver,
+                jail_param: record.jail_param.clone(),
+                mounts: self.platform_mounts(&record.mounts)?,
+                log: LogConfig {
+                    path: self.log_path(id),
+                    max_size: settings.log_max_size,
+                    max_files: settings.log_max_files,
+                },
+            }),
+            process: start.process,
+            attach: start.attach,
+        };
+        self.platform.launch(&launch).map_err(Error::platform("start container", &record.name))?;
+        let running = Running {
+            container: id.clone(),
+            instance: id.clone(),
+            jid: 0,
+            started: Timestamp::now(),
+        };
+        let running = match self.platform.running() {
+            Ok(list) => list.into_iter().find(|other| other.container == *id).unwrap_or(running),
+            Err(error) => {
+                log_failure::<(), _>("find what runs", Err(error));
+                running
+            }
+        };
+        self.note_running(running);
+        Ok(())
+    }
+
+    /// That every volume the container names is there and can be used.
+    fn check_volumes(&self, record: &super::record::ContainerRecord) -> Result<()> {
+        let catalogue = self.catalogue();
+        for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
+            let name: VolumeName = mount.source.parse()?;
+            if let Some(fault) = &catalogue.volume(name.as_str())?.fault {
+                return Err(Error::Invalid(format!("volume {name} cannot be used: {fault}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The catalogue says that the container runs, and its end will be noticed.
+    pub(super) fn note_running(self: &Arc<Self>, running: Running) {
+        let id = running.container.clone();
+        if let Some(entry) = self.catalogue().containers.get(&id) {
+            entry.run.send_replace(Run::Running(running));
+        }
+        let engine = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let watched = engine.watch(&id).await;
+            // The container may well run on, and is then watched anew.
+            if watched.is_err() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            log_failure(format_args!("watch container {id}"), watched);
+            engine.ended(&id).await;
+        });
+    }
+
+    /// Returns when the instance's supervisor has ended.
+    pub(super) async fn watch(self: &Arc<Self>, instance: &Id) -> Result<()> {
+        let fail = || Error::io::<std::io::Error>("watch", instance);
+        let (engine, id) = (Arc::clone(self), instance.clone());
+        let connect = move || engine.platform.connect(&id).map_err(Error::platform("watch", &id));
+        let connected = tokio::task::spawn_blocking(connect).await.unwrap_or(Err(Error::Failed))?;
+        let Some(mut stream) = connected else { return Ok(()) };
+        greet(&mut stream, false).map_err(fail())?;
+        stream.set_nonblocking(true).map_err(fail())?;
+        let mut stream = tokio::net::UnixStream::from_std(stream).map_err(fail())?;
+        // Frames say what; their end says when.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map_err(fail())?;
+        Ok(())
+    }
+
+    /// What is left of an ended container is tidied up; one that is to be removed is removed.
+    async fn ended(self: &Arc<Self>, id: &Id) {
+        let held = self.locks.acquire(vec![(Key::Container(id.clone()), Access::Exclusive)]).await;
+        let (engine, id) = (Arc::clone(self), id.clone());
+        let tidy = move || {
+            let _held = held;
+            log_failure(format_args!("tidy up container {id}"), engine.settle_ended(&id));
+        };
+        let tidied = tokio::task::spawn_blocking(tidy).await;
+        log_failure("tidy up a container", tidied);
+    }
+
+    /// The catalogue says what the kernel says of this container, and if it does not run nothing of
+    /// its mounts is left. The caller holds its lock.
+    fn settle_ended(self: &Arc<Self>, id: &Id) -> Result<()> {
+        let fail = || Error::platform("tidy up container", id);
+        let running = self.platform.running().map_err(fail())?;
+        if let Some(running) = running.into_iter().find(|running| running.container == *id) {
+            // Started again since, with a watcher of its own; or only the watcher's connection broke.
+            let again = match self.catalogue().containers.get(id) {
+                Some(entry) => {
+                    matches!(&*entry.run.borrow(), Run::Running(known) if *known == running)
+                }
+                None => false,
+            };
+            if again {
+                self.note_running(running);
+            }
+            return Ok(());
+        }
+        let root = self.storage.mountpoint(&DatasetPath::container(id));
+        let released = self.platform.release(id, &root).map_err(fail());
+        let exited = self.platform.exited(id).map_err(fail())?;
+        tracing::info!(
+            "container {id} ended{}",
+            match &exited {
+                Some(exited) => format!(" with exit code {}", exited.code),
+                None => String::new(),
+            }
+        );
+        let (run, remove) = match self.catalogue().containers.get(id) {
+            Some(entry) => (entry.run.clone(), entry.record.auto_remove),
+            None => return released,
+        };
+        let mut result = released;
+        if remove && result.is_ok() {
+            // Those who wait for it wait until it is gone.
+            run.send_replace(Run::Removing);
+            result = self.destroy_container(id);
+        }
+        run.send_replace(Run::Stopped(exited));
+        result
+    }
+
+    /// The container does not run. Its first process was sent SIGTERM, and what was left after `time`
+    /// SIGKILL.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::State`] where it did not run.
+    pub fn stop_container(
+        self: &Arc<Self>,
+        reference: &str,
+        time: Option<Duration>,
+    ) -> Result<Pending<String>> {
+        let id = {
+            let catalogue = self.catalogue();
+            let id = catalogue.container(reference)?;
+            let entry = catalogue.entry(&id)?;
+            if !entry.is_running() {
+                let name = entry.record.name.clone();
+                return Err(Error::State { kind: Kind::Container, name, state: "is not running" });
+            }
+            id
+        };
+        let time = time.unwrap_or(self.settings().stop_timeout);
+        let subject = id.to_string();
+        // Without the container's lock: its end is what takes it.
+        Ok(self.begin(format!("stop container {id}"), &subject, Vec::new(), move |engine, _| {
+            engine.stop_and_wait(&id, time)?;
+            Ok(id.to_string())
+        }))
+    }
+
+    fn stop_and_wait(self: &Arc<Self>, id: &Id, time: Duration) -> Result<()> {
+        let until = Instant::now() + time;
+        if !time.is_zero() {
+            log_failure(format_args!("send SIGTERM to {id}"), self.signal(id, "TERM"));
+            if self.runtime.block_on(self.settled_by(id, Some(until))) {
+                return Ok(());
+            }
+        }
+        self.platform.kill(id).map_err(Error::platform("stop container", id))?;
+        self.runtime.block_on(self.ended(id));
+        Ok(())
+    }
+
+    /// The instance's process was sent that signal, or has ended.
+    pub(super) fn signal(
+        &self,
+        instance: &Id,
+        signal: &str,
+    ) -> std::result::Result<(), platform::Error> {
+        let Some(mut stream) = self.platform.connect(instance)? else { return Ok(()) };
+        let send = |stream: &mut UnixStream| {
+            greet(stream, false)?;
+            wire::write(stream, wire::Kind::SIGNAL, signal.as_bytes())?;
+            stream.flush()
+        };
+        send(&mut stream).map_err(|error| platform::Error::io("signal", instance, error))
+    }
+
+    /// Returns when the catalogue says that the container does not run, and it is removed if it was
+    /// to be.
+    pub async fn settled(&self, container: &Id) {
+        self.settled_by(container, None).await;
+    }
+
+    async fn settled_by(&self, id: &Id, until: Option<Instant>) -> bool {
+        let run = self.catalogue().containers.get(id).map(|entry| entry.run.subscribe());
+        let Some(mut run) = run else { return true };
+        // An error means that the entry is gone.
+        let stopped = async { _ = run.wait_for(|run| matches!(run, Run::Stopped(_))).await };
+        match until {
+            Some(until) => tokio::time::timeout_at(until.into(), stopped).await.is_ok(),
+            None => {
+                stopped.await;
+                true
+            }
+        }
+    }
+
+    /// Returns when the container does not run, with how its first process ended. At once where it
+    /// does not run now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::State`] where nobody knows, because it was never started or the
+    /// machine went down under it.
+    pub async fn wait_container(&self, reference: &str) -> Result<WaitReply> {
+        let (id, name, mut run) = {
+            let catalogue = self.catalogue();
+            let id = catalogue.container(reference)?;
+            let entry = catalogue.entry(&id)?;
+            (id, entry.record.name.clone(), entry.run.subscribe())
+        };
+        let stopped =
+            run.wait_for(|run| matches!(run, Run::Stopped(_))).await.map(|run| run.clone());
+        // Where the entry is gone, its last word stands.
+        let last = stopped.unwrap_or_else(|_| run.borrow().clone());
+        match last {
+            Run::Stopped(Some(exited)) => Ok(WaitReply { id, exit_code: exited.code }),
+            _ => Err(Error::State {
+                kind: Kind::Container,
+                name,
+                state: "has not run: start it first",
+            }),
+        }
+    }
+
+    /// The containers that are to start with the daemon run, or the log says why not.
+    pub(super) fn start_on_startup(self: &Arc<Self>) {
+        let mut wanted: VecDeque<(Timestamp, Id)> = self
+            .catalogue()
+            .containers
+            .iter()
+            .filter(|(_, entry)| {
+                entry.record.restart_policy == RestartPolicy::OnStartup && !entry.is_running()
+            })
+            .map(|(id, entry)| (entry.record.created, id.clone()))
+            .collect();
+        wanted.make_contiguous().sort();
+        let engine = Arc::clone(self);
+        self.runtime.spawn(async move {
+            while let Some((_, id)) = wanted.pop_front() {
+                let started = match engine.own_process(&id).and_then(|process| {
+                    engine.start_container(&id, StartAs { process, attach: false })
+                }) {
+                    Ok(pending) => pending.done().await,
+                    Err(error) => Err(error),
+                };
+                log_failure(format_args!("start container {id} with the daemon"), started);
+            }
+        });
+    }
+
+    /// The container's own process.
+    pub(super) fn own_process(&self, id: &Id) -> Result<Process> {
+        let catalogue = self.catalogue();
+        let record = &catalogue.entry(id)?.record;
+        Ok(Process {
+            argv: record.cmd.clone(),
+            env: record.env.clone(),
+            user: record.user.clone(),
+            workdir: record.workdir.clone(),
+            tty: false,
+            stdin: false,
+        })
+    }
+}

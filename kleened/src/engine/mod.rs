@@ -1,0 +1,217 @@
+//! The rules: what may be done, in which order, and undone how.
+//!
+//! Reading answers from memory. A changing verb checks what it can at once, then runs detached: it
+//! waits for the locks of its objects, and does its work on a thread that may block, which holds the
+//! locks until it is done. A client that goes away stops nothing between two steps. Verbs on
+//! different objects run in parallel; the catalogue's own lock is never held across a call.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
+//! | `lifecycle` | start, stop, wait, and what happens when a container ends |
+//! | `populate` | first-use content |
+//! | `recover` | the start: reading the records, replaying the journal, finding what runs |
+//! | `catalogue` | what there is |
+//! | `record`, `journal` | what is stored |
+//! | `lock`, `operation` | verbs side by side, and verbs that take long |
+
+mod catalogue;
+mod container;
+mod exec;
+mod ident;
+mod image;
+mod journal;
+mod lifecycle;
+mod lock;
+mod log;
+mod operation;
+mod populate;
+mod record;
+mod recover;
+mod volume;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use kleened_api::operation::Operation;
+use kleened_api::system::System;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use self::catalogue::Catalogue;
+pub use self::exec::Attached;
+use self::journal::Journal;
+use self::lock::{Access, Key, Locks};
+pub use self::log::LogStream;
+use self::operation::Operations;
+pub use self::operation::{Pending, Reply};
+use crate::config::Config;
+use crate::copy::{self, Progress};
+use crate::error::{Error, Result};
+use crate::platform::Platform;
+use crate::storage::Driver;
+
+/// The snapshot of an image that containers are clones of.
+const IMAGE_SNAPSHOT: &str = "image";
+
+/// The rules, over one storage driver and one platform.
+#[derive(Debug)]
+pub struct Engine {
+    root: PathBuf,
+    storage: Box<dyn Driver>,
+    platform: Box<dyn Platform>,
+    settings: RwLock<Settings>,
+    catalogue: Mutex<Catalogue>,
+    locks: Locks,
+    journal: Journal,
+    operations: Operations,
+    execs: exec::Execs,
+    /// Counts the changes under way; closed when the daemon stops.
+    changes: TaskTracker,
+    runtime: Handle,
+}
+
+/// What can be changed while the daemon runs.
+#[derive(Debug, Clone)]
+struct Settings {
+    stop_timeout: Duration,
+    log_max_size: u64,
+    log_max_files: u32,
+    copy_threads: usize,
+    image_devices: bool,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Self {
+        Self {
+            stop_timeout: config.stop_timeout,
+            log_max_size: config.container_log_max_size,
+            log_max_files: config.container_log_max_files,
+            copy_threads: config.copy_threads,
+            image_devices: config.image_devices,
+        }
+    }
+}
+
+impl Engine {
+    /// What the daemon is and runs on.
+    #[must_use]
+    pub fn system(&self) -> System {
+        System {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            storage: self.storage.name().to_owned(),
+            platform: self.platform.name().to_owned(),
+            root: self.root.to_string_lossy().into_owned(),
+        }
+    }
+
+    /// The settings of `config` that can change while the daemon runs are in force.
+    pub fn reload(&self, config: &Config) {
+        *self.settings.write().unwrap_or_else(PoisonError::into_inner) = config.into();
+    }
+
+    /// No change is begun any more, and those under way have ended. Containers go on running.
+    pub async fn shutdown(&self) {
+        self.changes.close();
+        self.changes.wait().await;
+    }
+
+    /// The operation as it stands when it has ended or `wait` is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`], also ten minutes after it ended.
+    pub async fn operation(&self, id: &str, wait: Duration) -> Result<Operation> {
+        self.operations.get(id, wait).await
+    }
+
+    fn settings(&self) -> Settings {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn catalogue(&self) -> MutexGuard<'_, Catalogue> {
+        self.catalogue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copying<'a>(&self, progress: &'a Progress) -> copy::Options<'a> {
+        copy::Options {
+            threads: self.settings().copy_threads,
+            progress: Some(progress),
+            ..copy::Options::default()
+        }
+    }
+
+    /// Runs `job` detached on a thread that may block, once the locks are held. This is the one
+    /// place where the engine leaves the runtime's threads for longer.
+    fn begin<T: Reply>(
+        self: &Arc<Self>,
+        what: String,
+        subject: &str,
+        wanted: Vec<(Key, Access)>,
+        job: impl FnOnce(&Arc<Self>, &Progress) -> Result<T> + Send + 'static,
+    ) -> Pending<T> {
+        let progress = Arc::new(Progress::default());
+        let (operation, state) = self.operations.begin(what.clone(), Arc::clone(&progress));
+        let (sender, result) = tokio::sync::oneshot::channel();
+        let engine = Arc::clone(self);
+        let stopping = self.changes.is_closed();
+        let work = async move {
+            let result = if stopping {
+                Err(Error::Stopping)
+            } else {
+                let held = engine.locks.acquire(wanted).await;
+                let worker = Arc::clone(&engine);
+                tokio::task::spawn_blocking(move || {
+                    let _held = held;
+                    job(&worker, &progress)
+                })
+                .await
+                .unwrap_or(Err(Error::Failed))
+            };
+            match &result {
+                Ok(_) => tracing::info!("{what}"),
+                Err(error) => tracing::warn!("{what}: {}", error.body()),
+            }
+            engine.operations.end(&state, &result);
+            // Nobody may be left who wants it.
+            let _ = sender.send(result);
+        };
+        self.runtime.spawn(self.changes.track_future(work));
+        Pending { operation, subject: subject.to_owned(), result }
+    }
+}
+
+/// What a verb has done so far and takes back, last first, unless it comes to its end.
+#[derive(Default)]
+struct Undo<'a>(Vec<Box<dyn FnOnce() + 'a>>);
+
+impl<'a> Undo<'a> {
+    fn push(&mut self, step: impl FnOnce() + 'a) {
+        self.0.push(Box::new(step));
+    }
+
+    fn commit(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        while let Some(step) = self.0.pop() {
+            step();
+        }
+    }
+}
+
+/// Logs the failure of a step that takes back what was done: the first error is what the caller
+/// hears.
+fn log_failure<T, E: std::error::Error>(
+    what: impl std::fmt::Display,
+    result: std::result::Result<T, E>,
+) {
+    if let Err(error) = result {
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        tracing::error!("{what}: {error}{cause}");
+    }
+}

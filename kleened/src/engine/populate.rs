@@ -1,0 +1,179 @@
+//! First-use content: what the image has at a mount's destination goes into a new volume.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use kleened_api::mount::MountPointConfig;
+use kleened_api::volume::Populated;
+use kleened_api::{Id, Timestamp, VolumeName};
+use kleened_sys::fs;
+use rustix::fs::OFlags;
+
+use super::catalogue::VolumeEntry;
+use super::journal::Intent;
+use super::record::{self, VolumeRecord};
+use super::{Engine, ident, log_failure};
+use crate::copy::{self, Progress};
+use crate::error::{Error, Result};
+use crate::storage::{self, DatasetPath, DatasetSpec};
+
+impl Engine {
+    /// The volume has what the image has at the mount's destination: all of it, or, where it was
+    /// filled before, is not empty, or is mounted somewhere, what it had. The directory's own owner
+    /// and mode come along unless the volume was given some. The caller holds the volume's lock.
+    pub(super) fn populate(
+        &self,
+        image: &Id,
+        root: BorrowedFd<'_>,
+        mount: &MountPointConfig,
+        progress: &Progress,
+    ) -> Result<()> {
+        let name: VolumeName = mount.source.parse()?;
+        let volume = DatasetPath::volume(&name);
+        let VolumeEntry { record, .. } = self.catalogue().volume(name.as_str())?.clone();
+        let skip = record.populated.is_some()
+            || mount.nocopy
+            || mount.subpath.is_some()
+            || self.is_mounted(&name);
+        if skip {
+            return Ok(());
+        }
+        let fail =
+            || Error::io::<io::Error>("fill volume", format!("{name} from {}", mount.destination));
+        let Some(source) = directory(root, &mount.destination).map_err(fail())? else {
+            return Ok(());
+        };
+        let target = File::open(self.storage.mountpoint(&volume)).map_err(fail())?;
+        if !is_empty(target.as_fd()).map_err(fail())? {
+            return Ok(());
+        }
+        if is_empty(source.as_fd()).map_err(fail())? {
+            // Nothing to copy but the directory itself, so it is not used up as the first content.
+            return take_after(&source, &target, &record).map_err(fail());
+        }
+        self.set_initializing(&name, true);
+        let filled = self.fill(&name, image, source.as_fd(), &mount.destination, record, progress);
+        self.set_initializing(&name, false);
+        filled
+    }
+
+    fn fill(
+        &self,
+        name: &VolumeName,
+        image: &Id,
+        source: BorrowedFd<'_>,
+        path: &str,
+        mut record: VolumeRecord,
+        progress: &Progress,
+    ) -> Result<()> {
+        let volume = DatasetPath::volume(name);
+        let fail = || Error::storage("fill volume", name);
+        let (fresh_id, old_id) = (ident::new(), ident::new());
+        let (fresh, old) = (DatasetPath::scratch(&fresh_id), DatasetPath::scratch(&old_id));
+        record.populated = Some(Populated {
+            image_id: image.to_string(),
+            path: path.to_owned(),
+            at: Timestamp::now(),
+        });
+        let spec = DatasetSpec { record: record::write(&record), ..DatasetSpec::default() };
+        let copied = self.storage.create(&fresh, &spec).map_err(fail()).and_then(|()| {
+            let io = || Error::io::<io::Error>("fill volume", format!("{name} from {path}"));
+            let target = File::open(self.storage.mountpoint(&fresh)).map_err(io())?;
+            copy::tree(source, target.as_fd(), &self.copying(progress))
+                .map_err(Error::io("fill volume", name))?;
+            override_root(&target, &record).map_err(io())
+        });
+        if let Err(error) = copied {
+            log_failure(format_args!("remove {fresh}"), self.storage.destroy(&fresh));
+            return Err(error);
+        }
+        let intent =
+            Intent::Populate { volume: name.to_string(), fresh: fresh_id.clone(), old: old_id };
+        let entry = self
+            .journal
+            .begin(&fresh_id, &intent)
+            .map_err(Error::io("write the journal for", name))?;
+        let swapped =
+            self.storage.rename(&volume, &old).and_then(|()| self.storage.rename(&fresh, &volume));
+        // Forwards or backwards: the same steps as after a crash.
+        let settled = self.settle_populate(&volume, &fresh, &old);
+        if settled.is_ok() {
+            entry.done().map_err(Error::io("write the journal for", name))?;
+        }
+        swapped.and(settled).map_err(fail())?;
+        if let Some(entry) = self.catalogue().volumes.get_mut(name.as_str()) {
+            entry.record = record;
+        }
+        Ok(())
+    }
+
+    /// The volume is there, filled or as it was, and neither of the two others is. A repeat is safe.
+    ///
+    /// The fresh dataset was whole before the volume stepped aside, so where the volume is missing
+    /// the fresh one is it, and where both are missing the old one is.
+    pub(super) fn settle_populate(
+        &self,
+        volume: &DatasetPath,
+        fresh: &DatasetPath,
+        old: &DatasetPath,
+    ) -> storage::Result<()> {
+        if self.storage.get(volume)?.is_none() {
+            let from = if self.storage.get(fresh)?.is_some() { fresh } else { old };
+            self.storage.rename(from, volume)?;
+        }
+        self.storage.destroy(fresh)?;
+        self.storage.destroy(old)?;
+        Ok(())
+    }
+
+    fn is_mounted(&self, name: &VolumeName) -> bool {
+        self.catalogue().users(name.as_str()).iter().any(|(_, entry, _)| entry.is_running())
+    }
+
+    fn set_initializing(&self, name: &VolumeName, initializing: bool) {
+        if let Some(entry) = self.catalogue().volumes.get_mut(name.as_str()) {
+            entry.initializing = initializing;
+        }
+    }
+}
+
+/// The directory at `path` inside `root`; `None` where there is none.
+fn directory(root: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
+    match fs::resolve_in_root(root, path, OFlags::RDONLY | OFlags::DIRECTORY) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+fn is_empty(directory: BorrowedFd<'_>) -> io::Result<bool> {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The volume's root has the owner and mode of the image's directory, or those it was given.
+fn take_after(source: &OwnedFd, target: &File, record: &VolumeRecord) -> io::Result<()> {
+    let stat = rustix::fs::fstat(source)?;
+    let owner = (rustix::fs::Uid::from_raw(stat.st_uid), rustix::fs::Gid::from_raw(stat.st_gid));
+    rustix::fs::fchown(target, Some(owner.0), Some(owner.1))?;
+    rustix::fs::fchmod(target, rustix::fs::Mode::from_raw_mode(stat.st_mode))?;
+    override_root(target, record)
+}
+
+fn override_root(target: &File, record: &VolumeRecord) -> io::Result<()> {
+    if let Some(owner) = record.owner {
+        let owner = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+        rustix::fs::fchown(target, Some(owner.0), Some(owner.1))?;
+    }
+    if let Some(mode) = record.mode {
+        rustix::fs::fchmod(target, rustix::fs::Mode::from_bits_truncate(mode.0))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! The start: reading the records, replaying the journal, finding what runs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread;
+
+use kleened_api::{Id, Timestamp, VolumeName};
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+use super::catalogue::{Catalogue, ContainerEntry, Run, VolumeEntry};
+use super::exec::Execs;
+use super::journal::{Intent, Journal};
+use super::lock::Locks;
+use super::operation::Operations;
+use super::record::{self, ContainerRecord, ImageRecord, VolumeRecord};
+use super::{Engine, log_failure};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::platform::{Platform, Running};
+use crate::storage::{Area, Dataset, DatasetPath, Driver};
+
+impl Engine {
+    /// The engine over what is there: every record is read, every verb that a crash left half done
+    /// is at one of its ends, every container that runs is watched, and those that are to start with
+    /// the daemon are being started. Nothing else changed.
+    ///
+    /// Blocks, on a thread of the runtime on which what is detached is to run.
+    ///
+    /// # Errors
+    ///
+    /// The storage or the platform can't be read. What exists is never guessed at.
+    pub fn open(
+        config: &Config,
+        storage: Box<dyn Driver>,
+        platform: Box<dyn Platform>,
+    ) -> Result<Arc<Self>> {
+        let root = config.root.clone();
+        make_directory(&root.join("log"))?;
+        let journal = Journal::open(&root.join("journal"))
+            .map_err(Error::io("open the journal in", root.display()))?;
+        let catalogue = read_all(&*storage)?;
+        let engine = Arc::new(Self {
+            root,
+            storage,
+            platform,
+            settings: RwLock::new(config.into()),
+            catalogue: Mutex::new(catalogue),
+            locks: Locks::default(),
+            journal,
+            operations: Operations::default(),
+            execs: Execs::default(),
+            changes: TaskTracker::new(),
+            runtime: Handle::current(),
+        });
+        engine.replay()?;
+        engine.clear_scratch()?;
+        engine.settle_names()?;
+        engine.find_running()?;
+        engine.remove_orphaned_logs();
+        engine.start_on_startup();
+        Ok(engine)
+    }
+
+    /// Every verb that the journal knows is at one of its ends.
+    fn replay(&self) -> Result<()> {
+        let left = self.journal.left();
+        let mut left = left.map_err(Error::io("read the journal in", self.root.display()))?;
+        // A volume has to be in its place before it can be taken back.
+        left.sort_by_key(|(intent, _)| matches!(intent, Intent::CreateContainer { .. }));
+        for (intent, entry) in left {
+            tracing::warn!("finishing what was cut off: {intent:?}");
+            match &intent {
+                Intent::CreateContainer { id, volumes } => self.replay_create(id, volumes)?,
+                Intent::Populate { volume, fresh, old } => {
+                    self.replay_populate(volume, fresh, old)?
+                }
+            }
+            entry.done().map_err(Error::io("write the journal in", self.root.display()))?;
+        }
+        Ok(())
+    }
+
+    fn replay_create(&self, id: &Id, volumes: &[String]) -> Result<()> {
+        // The container is the last thing that is made: where it is, all is.
+        if self.catalogue().containers.contains_key(id) {
+            return Ok(());
+        }
+        let names: Vec<VolumeName> =
+            volumes.iter().map(|name| name.parse()).collect::<std::result::Result<_, _>>()?;
+        self.take_back_volumes(id, &names)
+    }
+
+    fn replay_populate(&self, volume: &str, fresh: &Id, old: &Id) -> Result<()> {
+        let name: VolumeName = volume.parse()?;
+        let path = DatasetPath::volume(&name);
+        let fail = || Error::storage("fill volume", &name);
+        let (fresh, old) = (DatasetPath::scratch(fresh), DatasetPath::scratch(old));
+        // Where none of the three is, the volume was removed after it was filled.
+        let mut there = false;
+        for dataset in [&path, &fresh, &old] {
+            there |= self.storage.get(dataset).map_err(fail())?.is_some();
+        }
+        if !there {
+            return Ok(());
+        }
+        self.settle_populate(&path, &fresh, &old).map_err(fail())?;
+        if let Some(dataset) = self.storage.get(&path).map_err(fail())? {
+            let entry = volume_entry(&dataset);
+            self.catalogue().volumes.insert(name.to_string(), entry);
+        }
+        Ok(())
+    }
+
+    /// Nothing is left of what was being made or taken away.
+    fn clear_scratch(&self) -> Result<()> {
+        let fail = || Error::storage("clear", Area::Scratch.as_str());
+        for dataset in self.storage.list(Area::Scratch).map_err(fail())? {
+            self.storage.destroy(&dataset.path).map_err(fail())?;
+        }
+        Ok(())
+    }
+
+    /// The catalogue says of every container what the kernel says.
+    fn find_running(self: &Arc<Self>) -> Result<()> {
+        let fail = || Error::platform("find", "running containers");
+        let mut running: BTreeMap<Id, Running> = self
+            .platform
+            .running()
+            .map_err(fail())?
+            .into_iter()
+            .map(|running| (running.container.clone(), running))
+            .collect();
+        let known: Vec<(Id, bool)> = self
+            .catalogue()
+            .containers
+            .iter()
+            .map(|(id, entry)| (id.clone(), entry.record.auto_remove))
+            .collect();
+        for (id, auto_remove) in known {
+            if let Some(running) = running.remove(&id) {
+                self.note_running(running);
+                continue;
+            }
+            let root = self.storage.mountpoint(&DatasetPath::container(&id));
+            self.platform.release(&id, &root).map_err(fail())?;
+            let exited = self.platform.exited(&id).map_err(fail())?;
+            let ended = exited.is_some();
+            if let Some(entry) = self.catalogue().containers.get(&id) {
+                entry.run.send_replace(Run::Stopped(exited));
+            }
+            if auto_remove && ended {
+                log_failure(format_args!("remove container {id}"), self.destroy_container(&id));
+            }
+        }
+        for id in running.into_keys() {
+            tracing::error!("container {id} runs, and there is no record of it: it is left alone");
+        }
+        Ok(())
+    }
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(Error::io("make", path.display()))
+}
+
+/// Reads every record, the areas side by side.
+fn read_all(storage: &dyn Driver) -> Result<Catalogue> {
+    let list = |area: Area| storage.list(area).map_err(Error::storage("read", area.as_str()));
+    let (volumes, containers, images) = thread::scope(|scope| {
+        let volumes = scope.spawn(|| list(Area::Volumes));
+        let containers = scope.spawn(|| list(Area::Container));
+        let images = list(Area::Image);
+        (volumes.join(), containers.join(), images)
+    });
+    let volumes = volumes.unwrap_or(Err(Error::Failed))?;
+    let containers = containers.unwrap_or(Err(Error::Failed))?;
+    let mut catalogue = Catalogue::default();
+    for dataset in volumes {
+        catalogue.volumes.insert(dataset.path.name().to_owned(), volume_entry(&dataset));
+    }
+    for dataset in images? {
+        if let Some((id, record)) = read::<ImageRecord>(&dataset) {
+            catalogue.images.insert(id, record);
+        }
+    }
+    for dataset in containers {
+        if let Some((id, record)) = read::<ContainerRecord>(&dataset) {
+            catalogue.containers.insert(id, ContainerEntry::new(record, true, Run::Stopped(None)));
+        }
+    }
+    Ok(catalogue)
+}
+
+/// The id and record, or a line in the log: what can't be read is left alone.
+fn read<T: DeserializeOwned>(dataset: &Dataset) -> Option<(Id, T)> {
+    let id = dataset
+        .path
+        .name()
+        .parse()
+        .map_err(|error| tracing::error!("{}: {error}", dataset.path))
+        .ok()?;
+    match record::read(dataset.record.as_deref()) {
+        Ok(record) => Some((id, record)),
+        Err(error) => {
+            tracing::error!("{} is left alone: {error}", dataset.path);
+            None
+        }
+    }
+}
+
+/// A volume whose record can't be read is shown, and can be neither used nor removed.
+fn volume_entry(dataset: &Dataset) -> VolumeEntry {
+    match record::read::<VolumeRecord>(dataset.record.as_deref()) {
+        Ok(record) => record.into(),
+        Err(error) => {
+            tracing::error!("{} is left alone: {error}", dataset.path);
+            VolumeEntry {
+                record: VolumeRecord {
+                    created: Timestamp::now(),
+                    labels: BTreeMap::new(),
+                    owner: None,
+                    mode: None,
+                    populated: None,
+                    made_for: None,
+                },
+                initializing: false,
+                fault: Some(error.to_string()),
+            }
+        }
+    }
+}
