@@ -1,6 +1,6 @@
 //! The daemon of a volume manager for FreeBSD jails on ZFS.
 //!
-//! Data flows one way. A request is parsed in `http`, becomes a verb of the [`engine`], which
+//! Data flows one way. A request is parsed in [`http`], becomes a verb of the [`engine`], which
 //! holds the rules, the locks and the journal, and reaches the kernel through [`storage`] (where
 //! the bytes are) and [`platform`] (where processes and mounts are). What must come back comes back
 //! as a return value or as state; nothing below calls anything above, and a test refuses an import
@@ -14,9 +14,9 @@
 //!
 //! | room | what is in it |
 //! | --- | --- |
-//! | `daemon` | its life: lock, open, serve, stop |
+//! | [`daemon`] | its life: lock, open, serve, stop |
 //! | [`config`] | the configuration file, every key with its default |
-//! | `http` | one file per resource: parse, call the verb, reply |
+//! | [`http`] | one file per resource: parse, call the verb, reply |
 //! | [`engine`] | the rules: what may be done, in which order, undone how |
 //! | [`storage`] | the contract of a storage driver, and the drivers |
 //! | [`platform`] | the contract of a platform, and the platforms |
@@ -26,8 +26,10 @@
 pub mod archive;
 pub mod config;
 pub mod copy;
+pub mod daemon;
 pub mod engine;
 pub mod error;
+pub mod http;
 pub mod platform;
 pub mod storage;
 

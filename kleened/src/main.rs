@@ -1,17 +1,67 @@
-//! The daemon.
+//! The daemon: flags, then the configuration, then the work.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use kleened::platform::{self, supervisor};
+use clap::{Parser, Subcommand};
+use kleened::config::{self, DEFAULT_FILE};
+use kleened::{daemon, platform};
+
+/// Keeps volumes for containers.
+#[derive(Debug, Parser)]
+#[command(name = "kleened", version)]
+struct Flags {
+    /// The configuration file; without it the default one, which need not exist.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Say whether the configuration can be used.
+    Configtest {
+        /// Print a file with every key and its default instead.
+        #[arg(long)]
+        sample: bool,
+    },
+    /// Keep a container's process company: the daemon starts itself like this.
+    #[command(hide = true)]
+    Supervise { dir: PathBuf },
+}
+
+/// The exit status for a configuration that can't be used, as `sysexits(3)` has it.
+const EX_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    let arguments: Vec<_> = std::env::args_os().collect();
-    // Before anything else: a supervisor has one thread and little memory.
-    if let [_, command, dir] = arguments.as_slice()
-        && command == supervisor::SUBCOMMAND
-    {
-        return platform::supervise(Path::new(dir));
+    let Flags { config: file, command } = Flags::parse();
+    match command {
+        None => match daemon::configure(file.as_deref()) {
+            Ok(config) => ended(daemon::run(file.as_deref(), config), 1),
+            Err(error) => ended(Err(error), EX_CONFIG),
+        },
+        Some(Command::Configtest { sample: true }) => {
+            print!("{}", config::sample());
+            ExitCode::SUCCESS
+        }
+        Some(Command::Configtest { sample: false }) => ended(test(file), 1),
+        Some(Command::Supervise { dir }) => platform::supervise(&dir),
     }
-    ExitCode::SUCCESS
+}
+
+fn test(file: Option<PathBuf>) -> daemon::Result<()> {
+    daemon::configure(file.as_deref())?;
+    println!("{}: ok", file.unwrap_or_else(|| DEFAULT_FILE.into()).display());
+    Ok(())
+}
+
+fn ended(result: daemon::Result<()>, status: u8) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kleened: {}", daemon::chain(&*error));
+            ExitCode::from(status)
+        }
+    }
 }

@@ -1,0 +1,372 @@
+//! A client attached to a process: `/exec/start` in its two forms, which
+//! [`kleened_api::stream`] describes.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::ws::{Message, WebSocket};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use kleened_api::exec::{ExecStart, MessageType};
+use kleened_api::stream::{Channel, Exit};
+use kleened_api::{ErrorBody, ErrorCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::watch;
+
+use super::request::{Malformed, parse};
+use super::socket::{self, CloseCode};
+use crate::engine::{Attached, Engine};
+use crate::error::{Error, Kind, one_line};
+
+/// The longest payload of a supervisor's frame, in bytes.
+const PAYLOAD_LIMIT: usize = 64 << 10;
+
+/// How a connection is spoken on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Output as it comes, and the end in the close frame's reason.
+    Kleene,
+    /// Each frame with its channel.
+    Framed,
+}
+
+/// Starts what the client's first frame names, and goes between the client and the process until
+/// either has gone. A process whose client has gone goes on.
+pub(super) async fn run(
+    engine: Arc<Engine>,
+    mut client: WebSocket,
+    mut stopping: watch::Receiver<bool>,
+) {
+    let form = if client.protocol().is_some() { Form::Framed } else { Form::Kleene };
+    let Some(first) = socket::first(&mut client).await else { return };
+    let start = match parse::<ExecStart>(&first) {
+        Ok(start) => start,
+        Err(malformed) => return refuse_shape(client, form, malformed).await,
+    };
+    let Attached { stream, container } = match engine.start_exec(&start).await {
+        Ok(Some(attached)) => attached,
+        Ok(None) => return detached(client).await,
+        Err(error) => return refuse_start(client, form, &error, start.attach).await,
+    };
+    let process = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
+    let (reader, writer) = match process {
+        Ok(process) => process.into_split(),
+        Err(error) => {
+            let error = Error::io("attach to", &start.exec_id)(error);
+            return refuse_start(client, form, &error, true).await;
+        }
+    };
+    if client.send(socket::starting()).await.is_err() {
+        return;
+    }
+    let (mut sink, mut source) = client.split();
+    let end = tokio::select! {
+        end = forward_output(reader, &mut sink, form) => end,
+        end = forward_input(&mut source, writer, form) => end,
+        _ = stopping.wait_for(|stopping| *stopping) => End::Stopping,
+    };
+    if let End::Exit(Exit { container_ended: true, .. }) = end {
+        // Who is told that it ended may remove it at once.
+        engine.settled(&container).await;
+    }
+    if let Ok(client) = sink.reunite(source) {
+        farewell(client, form, &start.exec_id, end).await;
+    }
+}
+
+/// How a connection came to its end.
+#[derive(Debug)]
+enum End {
+    /// The process ended.
+    Exit(Exit),
+    /// What watched over the process has gone, and its exit status with it.
+    Lost(io::Error),
+    /// The client has gone.
+    Gone,
+    /// The client sent what makes no sense.
+    Nonsense,
+    /// The daemon stops.
+    Stopping,
+}
+
+async fn farewell(mut client: WebSocket, form: Form, instance: &str, end: End) {
+    if let (End::Exit(exit), Form::Framed) = (&end, form) {
+        let mut frame = vec![Channel::Exit as u8];
+        frame.extend(serde_json::to_vec(exit).unwrap_or_default());
+        if client.send(Message::Binary(frame.into())).await.is_err() {
+            return;
+        }
+    }
+    let (code, kind, why) = match end {
+        End::Exit(Exit { code, container_ended: true }) => (
+            CloseCode::Done,
+            MessageType::Closing,
+            format!("executable {instance} and its container exited with exit-code {code}"),
+        ),
+        End::Exit(Exit { code, container_ended: false }) => (
+            CloseCode::Done,
+            MessageType::Closing,
+            format!("{instance} has exited with exit-code {code}"),
+        ),
+        End::Lost(error) => {
+            let error = Error::io("read the output of", instance)(error);
+            tracing::error!("{}", one_line(&error));
+            if form == Form::Framed && client.send(in_json(&error.body())).await.is_err() {
+                return;
+            }
+            (CloseCode::Failed, MessageType::Error, one_line(&error))
+        }
+        End::Gone => return,
+        End::Nonsense => (
+            CloseCode::Protocol,
+            MessageType::Error,
+            "a frame for the daemon is binary and starts with its channel: 0, 4 or 5".into(),
+        ),
+        End::Stopping => (
+            CloseCode::GoesOn,
+            MessageType::Closing,
+            format!("the daemon is stopping, {instance} goes on"),
+        ),
+    };
+    socket::close(client, code, kind, &why).await;
+}
+
+async fn refuse_shape(client: WebSocket, form: Form, malformed: Malformed) {
+    let Malformed { pointer, detail } = malformed;
+    let field = pointer.trim_start_matches('/');
+    let message = match (field, detail.strip_prefix("Missing")) {
+        ("", None) => format!("invalid json: {detail}"),
+        (_, Some(_)) => format!("invalid parameters: {detail}"),
+        (field, None) => format!("invalid parameters: {field}: {detail}"),
+    };
+    if form == Form::Framed {
+        let body = ErrorBody { message, code: ErrorCode::Invalid, causes: Vec::new() };
+        return fail(client, &body, None).await;
+    }
+    socket::close(client, CloseCode::Protocol, MessageType::Error, &message).await;
+}
+
+async fn refuse_start(mut client: WebSocket, form: Form, error: &Error, attach: bool) {
+    if error.code() == ErrorCode::Internal {
+        tracing::error!("{}", one_line(error));
+    }
+    if form == Form::Framed {
+        return fail(client, &error.body(), error.exit_code()).await;
+    }
+    // Kleene's client takes the first frame for JSON when it is attached.
+    if attach && client.send(socket::starting()).await.is_err() {
+        return;
+    }
+    let reason = match error {
+        Error::NotFound { kind: Kind::Exec, name } => {
+            format!("could not find execution instance matching '{}'", name.escape_default())
+        }
+        Error::NotFound { kind: Kind::Container, .. } => "container not found".into(),
+        Error::State { kind: Kind::Exec, .. } => "executable already started".into(),
+        Error::State { kind: Kind::Container, state: "is not running", .. } => {
+            "cannot start container when 'start_container' is false.".into()
+        }
+        error => one_line(error),
+    };
+    if client.send(Message::text(format!("error: {reason}"))).await.is_ok() {
+        let why = "error starting exec instance";
+        socket::close(client, CloseCode::Failed, MessageType::Error, why).await;
+    }
+}
+
+/// Tells a framed client of an error, and of the exit status that a shell would have for it.
+async fn fail(mut client: WebSocket, error: &ErrorBody, exit_code: Option<i32>) {
+    let exit = exit_code.map(|code| {
+        let exit = Exit { code, container_ended: false };
+        let mut frame = vec![Channel::Exit as u8];
+        frame.extend(serde_json::to_vec(&exit).unwrap_or_default());
+        Message::binary(frame)
+    });
+    for message in std::iter::once(in_json(error)).chain(exit) {
+        if client.send(message).await.is_err() {
+            return;
+        }
+    }
+    socket::close(client, CloseCode::Failed, MessageType::Error, &error.message).await;
+}
+
+fn in_json(error: &ErrorBody) -> Message {
+    // A struct of texts always has a JSON form.
+    Message::text(serde_json::to_string(error).unwrap_or_default())
+}
+
+async fn detached(client: WebSocket) {
+    // The spelling is Kleene's.
+    let why = "succesfully started execution instance in detached mode";
+    socket::close(client, CloseCode::GoesOn, MessageType::Closing, why).await;
+}
+
+/// What the process writes goes to the client, until the process ends or the client has gone.
+async fn forward_output(
+    mut process: OwnedReadHalf,
+    client: &mut SplitSink<WebSocket, Message>,
+    form: Form,
+) -> End {
+    let mut held = [Text::default(), Text::default()];
+    loop {
+        let (channel, frame) = match read_frame(&mut process).await {
+            Ok(frame) => frame,
+            Err(error) => return End::Lost(error),
+        };
+        let payload = frame.slice(1..);
+        let channel = Channel::try_from(channel);
+        let message = match (channel, form) {
+            (Ok(Channel::Stdout | Channel::Stderr), Form::Framed) => Some(Message::Binary(frame)),
+            (Ok(Channel::Stdout), Form::Kleene) => held[0].message(&payload),
+            (Ok(Channel::Stderr), Form::Kleene) => held[1].message(&payload),
+            // It goes out with the farewell, when what has to be tidied up is.
+            (Ok(Channel::Exit), _) => None,
+            _ => continue,
+        };
+        let exit = match channel {
+            Ok(Channel::Exit) => match serde_json::from_slice::<Exit>(&payload) {
+                Ok(exit) => Some(exit),
+                Err(error) => return End::Lost(error.into()),
+            },
+            _ => None,
+        };
+        let last = held.each_mut().map(|text| if exit.is_some() { text.rest() } else { None });
+        for message in last.into_iter().flatten().chain(message) {
+            if client.send(message).await.is_err() {
+                return End::Gone;
+            }
+        }
+        if let Some(exit) = exit {
+            return End::Exit(exit);
+        }
+    }
+}
+
+/// One frame of the supervisor's: its channel, and the channel's byte with the payload after it.
+async fn read_frame(process: &mut OwnedReadHalf) -> io::Result<(u8, Bytes)> {
+    let channel = process.read_u8().await?;
+    let length = process.read_u32().await? as usize;
+    if length > PAYLOAD_LIMIT {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is too long"));
+    }
+    let mut frame = vec![0; length + 1];
+    let (first, payload) = frame.split_at_mut(1);
+    first.copy_from_slice(&[channel]);
+    process.read_exact(payload).await?;
+    Ok((channel, frame.into()))
+}
+
+/// What the client sends goes to the process, until the client has gone. Once the process reads no
+/// more, the rest is lost; its output still comes.
+async fn forward_input(
+    client: &mut SplitStream<WebSocket>,
+    mut process: OwnedWriteHalf,
+    form: Form,
+) -> End {
+    let mut open = true;
+    while let Some(Ok(message)) = client.next().await {
+        let (channel, payload) = match (message, form) {
+            (Message::Close(_), _) => break,
+            (Message::Ping(_) | Message::Pong(_), _) => continue,
+            (Message::Text(text), Form::Kleene) => (Channel::Stdin, text.into()),
+            (Message::Binary(bytes), Form::Kleene) => (Channel::Stdin, bytes),
+            (Message::Text(_), Form::Framed) => return End::Nonsense,
+            (Message::Binary(mut frame), Form::Framed) => {
+                let channel = if frame.is_empty() { None } else { Some(frame.split_to(1)[0]) };
+                match channel.map(Channel::try_from) {
+                    Some(Ok(channel @ (Channel::Stdin | Channel::Resize | Channel::Signal))) => {
+                        (channel, frame)
+                    }
+                    _ => return End::Nonsense,
+                }
+            }
+        };
+        // An empty payload closes the process's input: only a framed client can mean that.
+        if open && (form == Form::Framed || !payload.is_empty()) {
+            open = write_frames(&mut process, channel, &payload).await.is_ok();
+        }
+    }
+    End::Gone
+}
+
+async fn write_frames(
+    process: &mut OwnedWriteHalf,
+    channel: Channel,
+    payload: &[u8],
+) -> io::Result<()> {
+    let mut pieces = payload.chunks(PAYLOAD_LIMIT);
+    let mut piece = pieces.next().unwrap_or_default();
+    loop {
+        let mut frame = Vec::with_capacity(5 + piece.len());
+        frame.push(channel as u8);
+        frame.extend((piece.len() as u32).to_be_bytes());
+        frame.extend(piece);
+        process.write_all(&frame).await?;
+        match pieces.next() {
+            Some(next) => piece = next,
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Output on its way into text frames, which Kleene's client prints; what is no text goes into
+/// binary frames, which it writes as they are. A character that a piece ends in the middle of waits
+/// for the next piece.
+#[derive(Debug, Default)]
+struct Text(Vec<u8>);
+
+impl Text {
+    fn message(&mut self, piece: &[u8]) -> Option<Message> {
+        self.0.extend(piece);
+        let whole = match std::str::from_utf8(&self.0) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.0.len(),
+        };
+        let rest = self.0.split_off(whole);
+        let ready = std::mem::replace(&mut self.0, rest);
+        match String::from_utf8(ready) {
+            Ok(text) if text.is_empty() => None,
+            Ok(text) => Some(Message::text(text)),
+            Err(error) => Some(Message::binary(error.into_bytes())),
+        }
+    }
+
+    fn rest(&mut self) -> Option<Message> {
+        let rest = std::mem::take(&mut self.0);
+        if rest.is_empty() { None } else { Some(Message::binary(rest)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_character_is_never_cut_and_nothing_is_lost() {
+        let mut text = Text::default();
+        let all = "aé€😀z".as_bytes();
+        let mut shown = String::new();
+        for byte in all {
+            match text.message(&[*byte]) {
+                Some(Message::Text(part)) => shown.push_str(part.as_str()),
+                None => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((shown.as_bytes(), text.rest()), (all, None));
+    }
+
+    #[test]
+    fn what_is_no_text_is_binary() {
+        let mut text = Text::default();
+        assert_eq!(text.message(b"\xff\xfe"), Some(Message::binary(b"\xff\xfe".to_vec())));
+        assert_eq!(text.message(b"a\xe2\x82"), Some(Message::text("a")));
+        assert_eq!(text.rest(), Some(Message::binary(b"\xe2\x82".to_vec())));
+        assert_eq!(text.message(b"a\xc3"), Some(Message::text("a")));
+        assert_eq!(text.message(b"(b"), Some(Message::binary(b"\xc3(b".to_vec())));
+        assert_eq!(text.message(b""), None);
+    }
+}

@@ -1,0 +1,88 @@
+//! Images.
+
+use axum::body::Body;
+use axum::extract::ws::{Message, WebSocket};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use kleened_api::exec::MessageType;
+use kleened_api::image::{ImageConfig, TagQuery};
+use kleened_api::volume::PruneQuery;
+
+use super::prefer::Call;
+use super::request::{Name, Query};
+use super::socket::{self, CloseCode, Upgrade};
+use super::verb::Verb;
+use super::{Routes, transfer};
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .on(Verb::ImageList, list)
+        .on(Verb::ImageImport, import)
+        .on(Verb::ImagePrune, prune)
+        .on(Verb::ImageInspect, inspect)
+        .on(Verb::ImageTag, tag)
+        .on(Verb::ImageExport, export)
+        .on(Verb::ImageRemove, remove)
+        .on(Verb::ImageCreate, create)
+        .on(Verb::ImageBuild, build)
+}
+
+async fn list(call: Call) -> Response {
+    call.done(call.engine.images())
+}
+
+async fn import(call: Call, Query(config): Query<ImageConfig>, body: Body) -> Response {
+    let (reader, pipe) = transfer::body_pipe();
+    let begun = call.engine.import_image(config, Box::new(reader));
+    pipe.fill(body).await;
+    call.changed(begun).await
+}
+
+async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
+    call.changed(Ok(call.engine.prune_images(query.all, query.dry_run))).await
+}
+
+async fn inspect(call: Call, Name(name): Name) -> Response {
+    call.found(call.engine.image(&name))
+}
+
+async fn tag(call: Call, Name(name): Name, Query(query): Query<TagQuery>) -> Response {
+    call.changed(call.engine.tag_image(&name, &query.nametag)).await
+}
+
+async fn export(call: Call, Name(name): Name) -> Response {
+    let (writer, reader) = transfer::answer_pipe();
+    let body = match call.engine.export_image(&name, Box::new(writer)) {
+        Ok(verb) => reader.body(verb).await,
+        Err(error) => Err(error),
+    };
+    match body {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/x-tar")], body).into_response(),
+        Err(error) => call.failed(&error),
+    }
+}
+
+async fn remove(call: Call, Name(name): Name) -> Response {
+    call.changed(call.engine.remove_image(&name)).await
+}
+
+/// What Kleene's client is told that wants an image made out of something else.
+const NOT_YET: &str = "not supported yet, use 'klee image import'";
+
+async fn create(upgrade: Upgrade) -> Response {
+    upgrade.run(|socket| refuse(socket, "image creation failed"))
+}
+
+async fn build(upgrade: Upgrade) -> Response {
+    upgrade.run(|socket| refuse(socket, "image build failed"))
+}
+
+async fn refuse(mut client: WebSocket, what: &str) {
+    if socket::first(&mut client).await.is_none() {
+        return;
+    }
+    let _ = client.send(socket::starting()).await;
+    let _ = client.send(Message::text(NOT_YET)).await;
+    let what = format!("{what}: {NOT_YET}");
+    socket::close(client, CloseCode::Failed, MessageType::Error, &what).await;
+}

@@ -1,0 +1,38 @@
+//! Volumes.
+
+use axum::response::Response;
+use kleened_api::volume::{PruneQuery, VolumeConfig, VolumeFilter};
+
+use super::Routes;
+use super::prefer::Call;
+use super::request::{Name, Query, Sent};
+use super::verb::Verb;
+
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
+        .on(Verb::VolumeList, list)
+        .on(Verb::VolumeCreate, create)
+        .on(Verb::VolumePrune, prune)
+        .on(Verb::VolumeInspect, inspect)
+        .on(Verb::VolumeRemove, remove)
+}
+
+async fn list(call: Call, Query(filter): Query<VolumeFilter>) -> Response {
+    call.done(call.engine.volumes(&filter))
+}
+
+async fn create(call: Call, Sent(config): Sent<VolumeConfig>) -> Response {
+    call.changed(call.engine.create_volume(config)).await
+}
+
+async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
+    call.changed(Ok(call.engine.prune_volumes(query.dry_run))).await
+}
+
+async fn inspect(call: Call, Name(name): Name) -> Response {
+    call.found(call.engine.volume(&name))
+}
+
+async fn remove(call: Call, Name(name): Name) -> Response {
+    call.changed(call.engine.remove_volume(&name)).await
+}
