@@ -1,0 +1,420 @@
+//! Containers, end to end: the real binaries, namespaces and processes.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use kleene_tests::harness::{Daemon, PATIENCE};
+
+/// Asks again until it is true.
+#[track_caller]
+fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < until, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn output_and_exit_status_come_through() {
+    let daemon = Daemon::with_image();
+    let ran =
+        daemon.klee(["run", "--name", "c", "base", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!(ran.stdout, "out\n");
+    assert!(ran.stderr.contains("err\n"), "{ran:?}");
+    let id = daemon.inspect("container", "c")["container"]["id"].as_str().unwrap().to_owned();
+    assert!(ran.stderr.starts_with(&id), "{ran:?}");
+    assert!(ran.stderr.contains("created execution instance"), "{ran:?}");
+    assert!(
+        ran.stderr.trim_end().ends_with("and its container exited with exit-code 7"),
+        "{ran:?}"
+    );
+    assert_eq!(ran.code, 7);
+    assert_eq!(daemon.inspect("container", "c")["container"]["exit_code"], 7);
+    assert_eq!(daemon.run("wait c").ok(), "7");
+}
+
+#[test]
+fn a_signal_is_an_exit_status() {
+    let daemon = Daemon::with_image();
+    daemon.klee(["run", "base", "sh", "-c", "kill -9 $$"]).fails(137);
+}
+
+#[test]
+fn what_cannot_be_started_is_told_apart() {
+    let daemon = Daemon::with_image();
+    assert!(daemon.run("run base no-such-program").fails(127).contains("no-such-program"));
+    assert!(daemon.run("run base /etc/passwd").fails(126).contains("/etc/passwd"));
+    assert!(daemon.run("run -u ghost base true").code >= 125);
+    assert!(daemon.run("run --workdir /nowhere base true").code >= 125);
+    assert!(daemon.run("run nosuch true").stderr.contains("no such image"));
+    // Nothing is left running or mounted by any of them.
+    assert_eq!(daemon.run("container ls -q").ok(), "");
+    daemon.run("container prune -f").ok();
+    assert!(daemon.litter().is_empty());
+}
+
+#[test]
+fn user_environment_directory_and_host_name() {
+    let daemon = Daemon::with_image();
+    let run = |arguments: &[&str], script: &str| {
+        daemon.klee([&["run", "--rm"], arguments, &["base", "sh", "-c", script]].concat()).ok()
+    };
+    assert_eq!(
+        run(&["-u", "www"], "id -un; id -gn; id -G; echo $HOME"),
+        "www\nwww\n80 20\n/usr/share/site"
+    );
+    assert_eq!(run(&["-u", "1234"], "id -u"), "1234");
+    assert_eq!(run(&["-u", "80:20"], "id -u; id -g"), "80\n20");
+    assert_eq!(run(&["-e", "A=1 2", "-e", "B=x=y"], "echo \"$A|$B\""), "1 2|x=y");
+    assert_eq!(run(&["--workdir", "/var/empty"], "pwd"), "/var/empty");
+    assert_eq!(run(&["--hostname", "box.example"], "hostname"), "box.example");
+    assert_eq!(
+        run(&["-l", "disabled"], "ls /proc/sys/net/ipv4/conf").split('\n').collect::<Vec<_>>(),
+        ["all", "default", "lo"]
+    );
+}
+
+#[test]
+fn it_is_a_container() {
+    let daemon = Daemon::with_image();
+    let run = |script: &str| daemon.klee(["run", "--rm", "base", "sh", "-c", script]);
+    assert_eq!(run("ls /").ok(), "bin\ndev\netc\nmnt\nproc\nroot\ntmp\nusr\nvar");
+    assert!(run("ps | wc -l").ok().trim().parse::<u32>().unwrap() < 8);
+    assert_eq!(run("echo x > /dev/null && head -c 4 /dev/zero | wc -c").ok(), "4");
+    for forbidden in [
+        "mount -t tmpfs none /mnt",
+        "umount /proc",
+        "mknod /tmp/sda b 8 0",
+        "hostname stolen",
+        "echo x > /proc/sysrq-trigger",
+        "echo x > /proc/sys/kernel/core_pattern",
+        "cat /proc/1/root/bin/busybox > /dev/null && cat /proc/kcore",
+        "unshare -m true",
+        ": >> /proc/1/exe",
+    ] {
+        assert_ne!(run(forbidden).code, 0, "{forbidden} was allowed");
+    }
+}
+
+#[test]
+fn pipes_are_binary_safe_both_ways() {
+    let daemon = Daemon::with_image();
+    daemon.run("run -d --name c -m data:/data base sleep 600").ok();
+    let mut noise = vec![0; 8 << 20];
+    fs::File::open("/dev/urandom").unwrap().read_exact(&mut noise).unwrap();
+    let output = daemon
+        .klee_with(["exec", "-i", "c", "sh", "-c", "cat > /data/noise; cat /data/noise"], &noise);
+    assert!(output.status.success());
+    assert!(output.stdout == noise, "{} bytes came back", output.stdout.len());
+    assert!(fs::read(daemon.volume("data").join("noise")).unwrap() == noise);
+
+    // tar c . | klee exec -i c tar x -C /data
+    let archive = kleene_tests::image::busybox();
+    let ran: kleene_tests::harness::Ran =
+        daemon.klee_with(["exec", "-i", "c", "tar", "x", "-C", "/data"], &archive).into();
+    ran.ok();
+    assert!(daemon.volume("data").join("usr/share/site/img/logo.svg").exists());
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_klee_quietly() {
+    let daemon = Daemon::with_image();
+    let mut child = daemon
+        .client()
+        .args(["run", "--name", "c", "base", "sh", "-c", "while echo y; do :; done"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut some = [0; 1000];
+    stdout.read_exact(&mut some).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("panicked") && !said.contains("klee:"), "{said}");
+    daemon.run("container rm -f c").ok();
+}
+
+#[test]
+fn signals_reach_the_process() {
+    let daemon = Daemon::with_image();
+    let script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+    let mut child = daemon
+        .client()
+        .args(["run", "base", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut ready = [0; 6];
+    stdout.read_exact(&mut ready).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&child),
+        rustix::process::Signal::TERM,
+    )
+    .unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "caught\n");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+}
+
+#[test]
+fn stop_asks_first_and_then_insists() {
+    let daemon = Daemon::with_image();
+    daemon
+        .klee([
+            "run",
+            "-d",
+            "--name",
+            "kind",
+            "base",
+            "sh",
+            "-c",
+            "trap 'exit 4' TERM; while :; do sleep 0.05; done",
+        ])
+        .ok();
+    daemon
+        .klee([
+            "run",
+            "-d",
+            "--name",
+            "deaf",
+            "base",
+            "sh",
+            "-c",
+            "trap '' TERM; while :; do sleep 0.05; done",
+        ])
+        .ok();
+    daemon.run("stop kind").ok();
+    assert_eq!(daemon.inspect("container", "kind")["container"]["exit_code"], 4);
+    daemon.run("stop --time 1 deaf").ok();
+    assert_eq!(daemon.inspect("container", "deaf")["container"]["exit_code"], 137);
+    assert!(daemon.run("stop deaf").fails(6).contains("not running"));
+}
+
+#[test]
+fn a_container_lives_until_its_last_process() {
+    let daemon = Daemon::with_image();
+    let ran = daemon.klee([
+        "run",
+        "--name",
+        "c",
+        "base",
+        "sh",
+        "-c",
+        "setsid sleep 600 >/dev/null 2>&1 & exit 5",
+    ]);
+    assert_eq!(ran.code, 5);
+    assert!(ran.stderr.contains("has exited with exit-code 5"), "{ran:?}");
+    assert!(!ran.stderr.contains("its container"), "{ran:?}");
+    assert_eq!(daemon.inspect("container", "c")["container"]["running"], true);
+    daemon.run("stop --time 0 c").ok();
+    assert_eq!(daemon.inspect("container", "c")["container"]["running"], false);
+}
+
+#[test]
+fn a_process_that_closes_its_output_goes_on() {
+    let daemon = Daemon::with_image();
+    let ran =
+        daemon.klee(["run", "base", "sh", "-c", "echo before; exec >&- 2>&-; sleep 0.2; exit 6"]);
+    assert_eq!((ran.stdout.as_str(), ran.code), ("before\n", 6));
+}
+
+#[test]
+fn logs_are_kept_and_followed() {
+    let daemon = Daemon::with_image();
+    daemon
+        .klee(["run", "--name", "c", "base", "sh", "-c", "seq 1 5; echo oops >&2; printf end"])
+        .ok();
+    let ran = daemon.run("logs c");
+    assert_eq!(ran.stdout, "1\n2\n3\n4\n5\nend");
+    assert_eq!(ran.stderr, "oops\n");
+    assert_eq!(daemon.run("logs --tail 2 c").stdout, "end");
+    assert!(daemon.run("logs --timestamps c").stdout.starts_with("20"));
+
+    daemon.klee(["run", "-d", "--name", "f", "base", "sh", "-c", "echo 1; sleep 0.3; echo 2"]).ok();
+    assert_eq!(daemon.run("logs -f f").stdout, "1\n2\n");
+    daemon.run("container rm f").ok();
+    daemon.run("logs f").fails(3);
+}
+
+#[test]
+fn a_log_that_is_filled_stays_within_its_bounds() {
+    let daemon =
+        Daemon::start_with("container_log_max_size = \"1M\"\ncontainer_log_max_files = 2", &[]);
+    daemon.import(&kleene_tests::image::busybox());
+    daemon
+        .klee(["run", "-d", "--name", "c", "base", "sh", "-c", "yes | head -c 50000000; echo last"])
+        .ok();
+    assert_eq!(daemon.run("wait c").ok(), "0");
+    let size: u64 = fs::read_dir(daemon.root().join("log"))
+        .unwrap()
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(size <= 3 << 20, "{size}");
+    assert_eq!(daemon.run("logs --tail 1 c").stdout, "last\n");
+}
+
+#[test]
+fn a_gibibyte_arrives_whole() {
+    let daemon = Daemon::start_with("container_log_max_size = \"1M\"", &[]);
+    daemon.import(&kleene_tests::image::busybox());
+    let mut child = daemon
+        .client()
+        .args(["run", "base", "head", "-c", "1073741824", "/dev/zero"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    let mut total = 0_u64;
+    loop {
+        match stdout.read(&mut buffer).unwrap() {
+            0 => break,
+            n => {
+                assert!(buffer[..n].iter().all(|byte| *byte == 0));
+                total += n as u64;
+            }
+        }
+    }
+    assert_eq!(total, 1 << 30);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn exec_runs_beside_the_first_process() {
+    let daemon = Daemon::with_image();
+    daemon.run("run -d --name c -e A=1 base sleep 600").ok();
+    assert_eq!(
+        daemon.klee(["exec", "-e", "B=2", "c", "sh", "-c", "echo $A$B; exit 9"]).stdout,
+        "12\n"
+    );
+    assert_eq!(daemon.klee(["exec", "c", "sh", "-c", "exit 9"]).code, 9);
+    assert_eq!(daemon.run("exec -u www c id -un").ok(), "www");
+    daemon.run("exec c no-such-program").fails(127);
+    daemon.run("exec -d c touch /tmp/was-here").ok();
+    eventually("the detached process", || daemon.run("exec c test -e /tmp/was-here").code == 0);
+    assert_eq!(daemon.inspect("container", "c")["container"]["running"], true);
+    assert!(daemon.run("exec ghost true").fails(125).contains("no such container"));
+}
+
+#[test]
+fn a_terminal_is_one() {
+    let daemon = Daemon::with_image();
+    // script(1) gives klee a terminal of its own.
+    let klee = kleene_tests::harness::binary("klee");
+    let command = format!(
+        "{} run -it base sh -c 'tty; stty size; read line; echo got:$line'",
+        klee.display()
+    );
+    let mut child = std::process::Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("KLEE_HOST", daemon.socket())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"hello\n").unwrap();
+    let mut said = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    assert!(said.contains("/dev/pts/"), "{said}");
+    assert!(said.contains("got:hello"), "{said}");
+}
+
+#[test]
+fn names_updates_and_restarts() {
+    let daemon = Daemon::with_image();
+    let id = daemon
+        .klee(["container", "create", "--name", "old", "-e", "A=1", "base", "sh", "-c", "echo $A"])
+        .ok();
+    daemon.run("container rename old new").ok();
+    assert_eq!(daemon.inspect("container", "new")["container"]["env"][0], "A=1");
+    assert!(daemon.run("container create --name new base").fails(4).contains(&id));
+    daemon.run("container update -e A=2 new").ok();
+    assert_eq!(daemon.run("start new").ok(), "2");
+    // Renaming and updating keep what they don't name.
+    assert_eq!(daemon.inspect("container", "new")["container"]["cmd"][2], "echo $A");
+    daemon.klee(["container", "create", "--name", "long", "base", "sleep", "600"]).ok();
+    daemon.run("start -d long").ok();
+    let first = daemon.run("container ls -o json").ok();
+    daemon.run("restart --time 0 long").ok();
+    assert_ne!(daemon.run("container ls -o json").ok(), first);
+    assert_eq!(daemon.run("container prune -f").ok(), id);
+    daemon.klee(["container", "inspect", &id]).fails(3);
+}
+
+#[test]
+fn rm_removes_what_was_asked_for() {
+    let daemon = Daemon::with_image();
+    daemon.run("run -d --name c base sleep 600").ok();
+    assert!(daemon.run("rmc c").fails(6).contains("running"));
+    daemon.run("rmc -f c").ok();
+    daemon.run("run --rm --name gone base true").ok();
+    assert_eq!(daemon.run("lsc -a -q").ok(), "");
+    daemon.run("run -d --rm --name later base true").ok();
+    eventually("the removal", || daemon.run("lsc -a -q").ok().is_empty());
+    assert_eq!(fs::read_dir(daemon.root().join("log")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(daemon.root().join("container")).unwrap().count(), 0);
+}
+
+#[test]
+fn containers_outlive_the_daemon() {
+    let mut daemon = Daemon::with_image();
+    let script = "i=0; while [ ! -e /data/stop ]; do i=$((i+1)); echo $i > /data/count; sleep 0.05; done; echo done; exit 8";
+    daemon.klee(["run", "-d", "--name", "c", "-m", "data:/data", "base", "sh", "-c", script]).ok();
+    daemon.run("run -d --name brief base sleep 0.5").ok();
+    let count = || fs::read_to_string(daemon.volume("data").join("count")).unwrap_or_default();
+    eventually("the first count", || !count().is_empty());
+    daemon.kill();
+    let before = fs::read_to_string(daemon.volume("data").join("count")).unwrap();
+    eventually("a count without the daemon", || {
+        fs::read_to_string(daemon.volume("data").join("count"))
+            .is_ok_and(|now| !now.is_empty() && now != before)
+    });
+    daemon.boot();
+    assert_eq!(daemon.inspect("container", "c")["container"]["running"], true);
+    assert_eq!(daemon.inspect("volume", "data")["volume"]["state"], "mounted");
+    assert_eq!(daemon.run("exec c cat /data/count").code, 0);
+    assert_eq!(daemon.run("wait brief").ok(), "0");
+    fs::write(daemon.volume("data").join("stop"), "").unwrap();
+    assert_eq!(daemon.run("wait c").ok(), "8");
+    assert_eq!(daemon.run("logs c").stdout, "done\n");
+}
+
+#[test]
+fn what_shall_start_with_the_daemon_does() {
+    let mut daemon = Daemon::with_image();
+    daemon.run("run -d --name c --restart on-startup base sleep 600").ok();
+    daemon.run("stop --time 0 c").ok();
+    assert!(daemon.stop().success());
+    daemon.boot();
+    eventually("the start", || daemon.inspect("container", "c")["container"]["running"] == true);
+}
+
+#[test]
+fn a_second_daemon_on_the_same_root_is_refused() {
+    let daemon = Daemon::start();
+    let config = daemon.home().join("second.toml");
+    fs::write(
+        &config,
+        format!("root = {:?}\nsocket = {:?}\n", daemon.root(), daemon.home().join("sock2")),
+    )
+    .unwrap();
+    let output = std::process::Command::new(kleene_tests::harness::binary("kleened"))
+        .arg("--config")
+        .arg(&config)
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(daemon.root().to_str().unwrap()), "{said}");
+    assert!(!daemon.home().join("sock2").exists());
+}

@@ -1,0 +1,143 @@
+//! The daemon is killed at every step; afterwards nothing is between two states.
+
+use kleene_tests::harness::Daemon;
+use kleene_tests::image::{busybox, listing};
+
+/// The exit status of a client that the daemon does not answer.
+const UNREACHABLE: i32 = 10;
+
+/// Runs `verb` again and again, with the daemon killed at its 1st, 2nd, 3rd… storage call, before
+/// the call and after it, and at each step inside the driver, until it comes to its end. After each kill the daemon is started again and
+/// `check` looks at what is there; after the last, at the verb's success. `reset` goes back.
+fn kill_at_every_call(
+    prepare: &str,
+    verb: &str,
+    check: impl Fn(&Daemon, Option<i32>),
+    reset: &[&str],
+) {
+    for (method, moment) in [("*", "before"), ("*", "after"), ("point", "before")] {
+        let mut daemon = Daemon::start();
+        daemon.import(&busybox());
+        for command in prepare.lines() {
+            daemon.run(command.trim()).ok();
+        }
+        let mut kills = 0;
+        for n in 1.. {
+            assert!(n < 200, "it never ends");
+            assert!(daemon.stop().success());
+            daemon.set_environment("KLEENED_FAULT", Some(&format!("{method}:{n}:{moment}:kill")));
+            // A client that loses the daemon in the middle says so.
+            let code = daemon
+                .try_boot()
+                .then(|| daemon.run(verb).code)
+                .filter(|code| *code != UNREACHABLE);
+            let died = code.is_none();
+            if daemon.runs() {
+                daemon.kill();
+            }
+            daemon.set_environment("KLEENED_FAULT", None);
+            daemon.boot();
+            check(&daemon, code);
+            assert!(daemon.litter().is_empty(), "{method} {n} {moment}: {:?}", daemon.litter());
+            for command in reset {
+                daemon.run(command);
+            }
+            if !died {
+                break;
+            }
+            kills += 1;
+        }
+        assert!(kills > 1, "only {kills} times {moment} {method}");
+    }
+}
+
+/// The volume is not there, or whole; `Some` where the verb came to its end.
+fn site(daemon: &Daemon) -> Option<usize> {
+    let known = daemon.run("volume ls -q").ok().lines().any(|name| name == "site");
+    assert_eq!(known, daemon.volume("site").exists());
+    known.then(|| listing(&daemon.volume("site")).len())
+}
+
+#[test]
+fn creating_a_container_with_a_new_volume() {
+    kill_at_every_call(
+        "",
+        "container create --name c -m site:/usr/share/site base",
+        |daemon, code| {
+            let container = !daemon.run("container ls -aq").ok().is_empty();
+            match site(daemon) {
+                Some(files) => {
+                    assert!(container && files == 6, "{files} files, container: {container}")
+                }
+                None => assert!(!container),
+            }
+            assert!(code != Some(0) || container);
+            // What was cut off can be done again.
+            if !container {
+                daemon.run("container create --name c -m site:/usr/share/site base").ok();
+                assert_eq!(site(daemon), Some(6));
+            }
+        },
+        &["container rm c", "volume rm site"],
+    );
+}
+
+#[test]
+fn filling_a_volume_that_was_there() {
+    kill_at_every_call(
+        "volume create site --label kept=yes",
+        "container create --name c -m site:/usr/share/site base",
+        |daemon, code| {
+            let files = site(daemon).expect("the volume is never lost");
+            let volume = daemon.inspect("volume", "site");
+            assert_eq!(volume["volume"]["labels"]["kept"], "yes");
+            assert!(files == 0 || files == 6, "{files} files");
+            assert_eq!(files == 6, volume["volume"]["populated"].is_object());
+            assert!(code != Some(0) || files == 6);
+        },
+        &["container rm c", "volume rm site", "volume create site --label kept=yes"],
+    );
+}
+
+#[test]
+fn removing_volumes_containers_and_images() {
+    kill_at_every_call(
+        "volume create site",
+        "volume rm site",
+        |daemon, code| {
+            assert!(code != Some(0) || site(daemon).is_none());
+            assert!(matches!(site(daemon), None | Some(0)));
+        },
+        &["volume create site"],
+    );
+    kill_at_every_call(
+        "container create --name c base",
+        "container rm c",
+        |daemon, code| {
+            let there = !daemon.run("container ls -aq").ok().is_empty();
+            assert!(code != Some(0) || !there);
+            assert!(!there || daemon.run("start c").code == 0);
+        },
+        &["container create --name c base"],
+    );
+}
+
+#[test]
+fn naming_and_saving_images() {
+    kill_at_every_call(
+        "container create --name c base",
+        "image save c new",
+        |daemon, code| {
+            let names = daemon.klee(["image", "ls", "--format", "{{.name}}"]).ok();
+            let new = names.lines().filter(|name| *name == "new").count();
+            assert!(new <= 1, "{names}");
+            assert!(code != Some(0) || new == 1);
+            if new == 1 {
+                daemon.run("run --rm new true").ok();
+            }
+            // The name may only have moved.
+            assert!(names.lines().any(|name| name == "base"), "{names}");
+        },
+        &["image rm new"],
+    );
+}

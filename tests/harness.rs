@@ -1,0 +1,434 @@
+//! The real binaries: a daemon in a folder and a mount namespace of its own, and its client.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::image;
+
+/// How long anything that a test waits for may take before the test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A binary of this workspace, built before.
+///
+/// # Panics
+///
+/// When it was not built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows where it is");
+    let found = test.ancestors().map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("{name} is not built: run 'cargo build --workspace' first"))
+}
+
+/// A daemon that runs until this is dropped. Nothing of it is left then.
+#[derive(Debug)]
+pub struct Daemon {
+    home: Option<TempDir>,
+    child: Option<Child>,
+    settings: String,
+    prelude: String,
+    environment: Vec<(String, String)>,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// How it ended.
+    pub code: i32,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code().unwrap_or(-1),
+        }
+    }
+}
+
+impl Ran {
+    /// Standard output without the last newline, of a command that succeeded.
+    ///
+    /// # Panics
+    ///
+    /// When it failed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.stdout.trim_end_matches('\n').to_owned()
+    }
+
+    /// Standard error, of a command that failed with that status.
+    ///
+    /// # Panics
+    ///
+    /// When it ended in another way.
+    #[track_caller]
+    pub fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{self:?}");
+        self.stderr
+    }
+}
+
+impl Daemon {
+    /// A daemon with the default configuration, with an image `base` as [`image::busybox`] makes it.
+    #[must_use]
+    pub fn with_image() -> Self {
+        let daemon = Self::start();
+        daemon.import(&image::busybox());
+        daemon
+    }
+
+    /// A daemon with the default configuration.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::start_with("", &[])
+    }
+
+    /// A daemon with these lines in its configuration and these variables in its environment.
+    #[must_use]
+    pub fn start_with(settings: &str, environment: &[(&str, &str)]) -> Self {
+        let mut daemon = Self::prepare(settings, environment);
+        daemon.boot();
+        daemon
+    }
+
+    /// A daemon before whose start a shell script runs in its mount namespace, in its folder: to
+    /// mount something at `root`.
+    #[must_use]
+    pub fn start_after(prelude: &str) -> Self {
+        let mut daemon = Self::prepare("", &[]);
+        daemon.prelude = format!("cd {}; mkdir -p root; {prelude}", daemon.home().display());
+        daemon.boot();
+        daemon
+    }
+
+    fn prepare(settings: &str, environment: &[(&str, &str)]) -> Self {
+        let home = tempfile::Builder::new().prefix("kl").tempdir().expect("a folder of its own");
+        let environment =
+            environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let (settings, prelude) = (settings.to_owned(), String::new());
+        Self { home: Some(home), child: None, settings, prelude, environment }
+    }
+
+    /// Its folder.
+    ///
+    /// # Panics
+    ///
+    /// Never: the folder goes with the daemon.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.as_ref().expect("it is there until the end").path()
+    }
+
+    /// The directory under which it keeps everything.
+    #[must_use]
+    pub fn root(&self) -> PathBuf {
+        self.home().join("root")
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.home().join("sock")
+    }
+
+    /// Starts the daemon again, with the environment that it had and no other.
+    ///
+    /// # Panics
+    ///
+    /// When it does not answer in time.
+    pub fn boot(&mut self) {
+        assert!(self.try_boot(), "kleened ended\n{}", self.log());
+    }
+
+    /// Starts the daemon; whether it answers. Where not, it has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it neither answers nor ends in time.
+    pub fn try_boot(&mut self) -> bool {
+        self.spawn();
+        let until = Instant::now() + PATIENCE;
+        while UnixStream::connect(self.socket()).is_err() {
+            if self
+                .child
+                .as_mut()
+                .is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_some()))
+            {
+                self.child = None;
+                return false;
+            }
+            assert!(Instant::now() < until, "kleened does not answer\n{}", self.log());
+            thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// Whether it was started, and its end was not seen.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Starts the daemon and does not wait for it.
+    ///
+    /// # Panics
+    ///
+    /// When it can't be started.
+    pub fn spawn(&mut self) {
+        let config = self.home().join("kleened.toml");
+        let text = format!(
+            "root = {:?}\nsocket = {:?}\nstorage = \"dir\"\nstop_timeout = 2\n{}\n",
+            self.root(),
+            self.socket(),
+            self.settings
+        );
+        fs::write(&config, text).expect("write the configuration");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.home().join("log"));
+        // What is mounted here is gone with the last process, and seen nowhere else.
+        let mut command = Command::new("unshare");
+        let script = format!("{}\nexec \"$@\"", self.prelude);
+        command
+            .args(["--mount", "--propagation", "private", "--", "sh", "-ec", &script, "sh"])
+            .arg(binary("kleened"))
+            .arg("--config")
+            .arg(&config)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.expect("open the log"));
+        self.child = Some(command.spawn().expect("start kleened"));
+    }
+
+    /// The process id.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> rustix::process::Pid {
+        let child = self.child.as_ref().expect("it runs");
+        rustix::process::Pid::from_child(child)
+    }
+
+    /// Kills it without a warning.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    pub fn kill(&mut self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::KILL)
+            .expect("kill kleened");
+        self.ended();
+    }
+
+    /// Asks it to stop, and waits until it has.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run, or does not end in time.
+    pub fn stop(&mut self) -> ExitStatus {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::TERM)
+            .expect("stop kleened");
+        self.ended()
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run, or does not end in time.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("wait for kleened") {
+                return status;
+            }
+            if Instant::now() > until {
+                let _ = child.kill();
+                panic!("kleened does not end\n{}", self.log());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Sets or removes a variable of the environment for the next start.
+    pub fn set_environment(&mut self, name: &str, value: Option<&str>) {
+        self.environment.retain(|(other, _)| other != name);
+        self.environment.extend(value.map(|value| (name.to_owned(), value.to_owned())));
+    }
+
+    /// What it said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home().join("log")).unwrap_or_default()
+    }
+
+    /// The client, to be run with more arguments.
+    #[must_use]
+    pub fn client(&self) -> Command {
+        let mut command = Command::new(binary("klee"));
+        command.env("KLEE_HOST", self.socket()).env_remove("KLEE_THEME").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the client.
+    ///
+    /// # Panics
+    ///
+    /// When it can't be started.
+    #[track_caller]
+    pub fn klee<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Ran {
+        self.client().args(arguments).output().expect("run klee").into()
+    }
+
+    /// Runs the client with that text, split at blanks.
+    #[track_caller]
+    pub fn run(&self, arguments: &str) -> Ran {
+        self.klee(arguments.split_whitespace())
+    }
+
+    /// Runs the client with those bytes for its input.
+    ///
+    /// # Panics
+    ///
+    /// When it can't be started.
+    #[track_caller]
+    pub fn klee_with<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+        input: &[u8],
+    ) -> Output {
+        let mut command = self.client();
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("run klee");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        thread::scope(|scope| {
+            // It may end before it has read everything.
+            scope.spawn(move || _ = stdin.write_all(input));
+            child.wait_with_output().expect("run klee")
+        })
+    }
+
+    /// What inspect says.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such object.
+    #[track_caller]
+    pub fn inspect(&self, kind: &str, name: &str) -> Value {
+        serde_json::from_str(&self.klee([kind, "inspect", name]).ok()).expect("inspect prints JSON")
+    }
+
+    /// Imports a tar archive as `base`.
+    #[track_caller]
+    pub fn import(&self, archive: &[u8]) {
+        let ran: Ran = self.klee_with(["image", "import", "-", "base"], archive).into();
+        ran.ok();
+    }
+
+    /// Sends a raw request, as no client of ours would, and returns the whole answer.
+    ///
+    /// # Panics
+    ///
+    /// When the daemon does not answer.
+    #[must_use]
+    pub fn raw(&self, request: &str) -> String {
+        let mut stream = UnixStream::connect(self.socket()).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+        stream.write_all(request.as_bytes()).expect("send");
+        let mut answer = Vec::new();
+        // A connection that is kept open ends the answer as well as one that is closed.
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// The directory of a volume, as the host sees it.
+    #[must_use]
+    pub fn volume(&self, name: &str) -> PathBuf {
+        self.root().join("volumes").join(name)
+    }
+
+    /// The directory of a volume, as the daemon sees it, with what is mounted in its namespace.
+    #[must_use]
+    pub fn volume_inside(&self, name: &str) -> PathBuf {
+        let inside = PathBuf::from(format!("/proc/{}/root", self.pid().as_raw_nonzero()));
+        // A link in the daemon's namespace leads to a place in it.
+        let link = inside.join(self.volume(name).strip_prefix("/").unwrap_or(Path::new("")));
+        let target = fs::read_link(&link).unwrap_or_default();
+        link.parent().unwrap_or(Path::new("/")).join(target)
+    }
+
+    /// What is below the root that a restart would clear away, and mounts and processes that
+    /// outlived their container.
+    #[must_use]
+    pub fn litter(&self) -> Vec<String> {
+        let mut litter = Vec::new();
+        for folder in ["scratch", "journal", ".kleene/new", ".kleene/dead"] {
+            for entry in fs::read_dir(self.root().join(folder)).into_iter().flatten().flatten() {
+                litter.push(format!("{folder}/{}", entry.file_name().to_string_lossy()));
+            }
+        }
+        litter
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.child.is_none() && self.socket().exists() {
+            // It was killed: what it left is found by one that stops it.
+            self.environment.clear();
+            self.spawn();
+            let until = Instant::now() + PATIENCE;
+            while UnixStream::connect(self.socket()).is_err() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        if let Some(mut child) = self.child.take() {
+            let running = self.klee(["container", "ls", "-q"]).stdout;
+            for id in running.lines() {
+                self.klee(["container", "stop", "--time", "0", id]);
+            }
+            let _ = rustix::process::kill_process(
+                rustix::process::Pid::from_child(&child),
+                rustix::process::Signal::TERM,
+            );
+            let _ = child.wait();
+        }
+        if thread::panicking() {
+            eprintln!("--- kleened said ---\n{}", self.log());
+        }
+    }
+}
+
+/// Whether a test that needs `what` can run; where it can't, that is printed, and is a failure where
+/// `KLEENE_REQUIRE` names it.
+///
+/// # Panics
+///
+/// When it is required and not there.
+#[must_use]
+pub fn has(what: &str, there: bool) -> bool {
+    if !there {
+        let required = std::env::var("KLEENE_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|name| name == what), "{what} is required and not there");
+        eprintln!("SKIPPED: needs {what}");
+    }
+    there
+}
