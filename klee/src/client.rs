@@ -24,6 +24,7 @@ use tokio::net::UnixStream;
 use crate::failure::Failure;
 use crate::print;
 use crate::signals::{ENDING, Signals};
+use crate::socket::Socket;
 
 /// What the daemon does when klee is interrupted while it waits.
 const GOES_ON: &str = "kleened finishes what it was asked to do";
@@ -118,7 +119,7 @@ impl Client {
             .header(PREFER, PREFER_EXACT)
             .body(body)
             .map_err(|error| Failure::local("cannot write the request", &error))?;
-        let stream = TokioIo::new(self.connect().await?);
+        let stream = TokioIo::new(Socket(self.connect().await?));
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(stream).await.map_err(broken)?;
         tokio::spawn(connection.with_upgrades());

@@ -14,6 +14,7 @@ mod logs;
 mod man;
 mod print;
 mod signals;
+mod socket;
 mod system;
 mod template;
 mod terminal;

@@ -89,31 +89,58 @@ fn interrupted_klee_says_what_the_daemon_does() {
 
 #[test]
 fn an_import_that_is_refused_early_says_why() {
-    // The daemon does not read the body.
-    let daemon = Server::start(|_| panic!("the handler runs after the body"));
-    drop(daemon);
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("sock");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (gone_through, all_gone) = channel();
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        let mut head = [0; 1000];
-        assert!(stream.read(&mut head).unwrap() > 0);
+        assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
+        // klee learns that nobody reads before there is an answer.
+        stream.shutdown(std::net::Shutdown::Read).unwrap();
+        all_gone.recv().unwrap();
         let body = json!({"message": "image name base is taken", "code": "conflict"}).to_string();
-        let length = body.len();
-        write!(
-            stream,
-            "HTTP/1.1 409 Conflict\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
-        )
-        .unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        // As the daemon does it: for a while it reads what it doesn't want.
-        std::io::copy(&mut stream.take(1 << 20), &mut std::io::sink()).unwrap();
+        let _ = write!(stream, "HTTP/1.1 409 X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     });
     let mut command = crate::server::klee(&["image", "import", "-", "base"]);
-    let done = run(command.env("KLEE_HOST", &socket), &vec![b'x'; 8 << 20]);
+    command.env("KLEE_HOST", &socket).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // No buffers on the way hold so much.
+    let _ = stdin.write_all(&vec![b'x'; 8 << 20]);
+    gone_through.send(()).unwrap();
+    drop(stdin);
+    let done = child.wait_with_output().unwrap();
     server.join().unwrap();
-    assert_eq!((done.status, done.stderr.as_str()), (4, "klee: image name base is taken\n"));
+    let stderr = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(
+        (done.status.code(), stderr.as_str()),
+        (Some(4), "klee: image name base is taken\n")
+    );
+}
+
+#[test]
+fn a_start_that_takes_long_can_be_left() {
+    let (sender, asked) = channel();
+    let sender = Mutex::new(sender);
+    let daemon = Server::start(move |request| {
+        if request.path != "/exec/start" {
+            return crate::daemon::answer(request);
+        }
+        sender.lock().unwrap().send(()).unwrap();
+        Reply::Never
+    });
+    for args in [&["run", "-q", "FreeBSD"][..], &["start", "-dq", "web"]] {
+        let mut command = daemon.klee(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        asked.recv().unwrap();
+        signal(&child, Signal::INT);
+        let done = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(130));
+        assert_eq!(stderr, "klee: interrupted: kleened goes on starting the process\n");
+    }
 }
 
 #[test]
@@ -162,9 +189,20 @@ fn an_export_is_whole_or_not_there() {
     assert_eq!(export(&cut, &file).status, 10);
     assert_eq!((fs::read(&file).unwrap().as_slice(), entries()), (&b"before"[..], 1));
 
-    let null = std::path::Path::new("/dev/null");
-    assert_eq!(export(&whole, null).status, 0);
-    assert!(!null.metadata().unwrap().is_file());
+    // What is no file is written to, not replaced.
+    let pipe = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let reader = {
+        let pipe = pipe.clone();
+        std::thread::spawn(move || fs::read(pipe).unwrap().len())
+    };
+    assert_eq!(export(&whole, &pipe).status, 0);
+    if pipe.metadata().unwrap().is_file() {
+        // Its reader would wait for ever.
+        panic!("the pipe was replaced");
+    }
+    assert_eq!(reader.join().unwrap(), 1 << 20);
     assert_eq!(export(&whole, &folder.path().join("no/folder")).status, 1);
 }
 
