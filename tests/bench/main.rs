@@ -1,3 +1,25 @@
-//! Side by side with the programs that people use today.
+//! Side by side with the programs that people use today, in one run, alternating.
+//!
+//! `cargo bench -p kleene-tests -- [TOPIC...]`; as root, for file systems of its own.
 
-fn main() {}
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what can't be measured is not measured")]
+
+#[cfg(target_os = "linux")]
+mod copy;
+mod race;
+
+/// What is measured, by the name that the command line picks it by.
+const TOPICS: &[(&str, fn())] = &[
+    #[cfg(target_os = "linux")]
+    ("copy", copy::run),
+];
+
+fn main() {
+    // Cargo adds `--bench`.
+    let wanted: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for (name, run) in TOPICS {
+        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+            run();
+        }
+    }
+}
