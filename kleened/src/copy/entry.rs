@@ -163,13 +163,8 @@ impl Worker<'_> {
         let mut at = range.start;
         while at < range.end {
             let end = range.end.min(at.saturating_add(STEP));
-            // For what fits into the buffer two plain calls are faster than the kernel's own copying.
-            let copied = if end - at <= self.buffer.len() as u64 {
-                fs::read_and_write(from, to, at..end, &mut self.buffer)
-            } else {
-                fs::copy_range(from, to, at..end, &mut self.buffer)
-            }
-            .map_err(|e| place.failed("copy_file_range", e))?;
+            let copied = fs::copy_range(from, to, at..end, &mut self.buffer)
+                .map_err(|e| place.failed("copy_file_range", e))?;
             self.count_bytes(copied);
             if copied < end - at {
                 // Somebody cut it off.

@@ -59,7 +59,8 @@ impl Progress {
 /// How to copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Options<'a> {
-    /// How many threads; 0 for as many as there are processors.
+    /// How many threads; 0 for as many as there are processors, but a few at least: they wait for
+    /// the disk more often than for each other.
     pub threads: usize,
     /// Where to count, and who may cancel.
     pub progress: Option<&'a Progress>,
@@ -158,7 +159,7 @@ pub fn tree(
         |call: &'static str, source| Error::Call { path: ".".into(), call: call.into(), source };
     let root = Directory::root(from, to).map_err(|(call, source)| failed(call, source))?;
     let threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(2, Into::into),
+        0 => std::thread::available_parallelism().map_or(0, usize::from).max(LEAST_THREADS),
         count => count,
     };
     let copy = Copy {
@@ -202,6 +203,9 @@ pub fn tree(
     summary.add(&last.summary);
     Ok(summary)
 }
+
+/// Threads that there are on the smallest machine.
+const LEAST_THREADS: usize = 4;
 
 /// What all threads of one copy share.
 struct Copy<'a> {

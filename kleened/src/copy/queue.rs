@@ -38,6 +38,8 @@ struct State {
     tasks: Vec<VecDeque<Task>>,
     /// Threads that are at work and may bring more.
     working: usize,
+    /// Threads that wait for more.
+    waiting: usize,
     error: Option<Error>,
 }
 
@@ -45,7 +47,7 @@ impl Queue {
     pub(super) fn new(threads: usize) -> Self {
         let tasks = (0..threads).map(|_| VecDeque::new()).collect();
         Self {
-            state: Mutex::new(State { tasks, working: threads, error: None }),
+            state: Mutex::new(State { tasks, working: threads, waiting: 0, error: None }),
             changed: Condvar::new(),
             stopped: AtomicBool::new(false),
         }
@@ -61,8 +63,9 @@ impl Queue {
         if let Some(own) = state.tasks.get_mut(thread) {
             own.extend(tasks);
         }
-        drop(state);
-        self.changed.notify_all();
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// What this thread is to do next, once there is something; `None` when everything is done or the
@@ -87,7 +90,9 @@ impl Queue {
                 self.changed.notify_all();
                 return None;
             }
+            state.waiting += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         }
     }
 

@@ -15,8 +15,8 @@ use super::directory::{Directory, Pair};
 use super::queue::{Task, Work};
 use super::{Copy, Error, Summary};
 
-/// What is copied by reading and writing goes through a buffer of this size; it fits into a
-/// processor's second cache.
+/// What the kernel can't copy by itself goes through a buffer of this size; it fits into a processor's
+/// second cache.
 const BUFFER: usize = 256 * 1024;
 
 /// Room for one part of a listing: some hundred names.

@@ -139,12 +139,7 @@ fn kernel_copy(
     }
 }
 
-/// As [`copy_range`], but always by reading and writing: faster where all fits into `buffer`.
-///
-/// # Errors
-///
-/// What `pread(2)` and `pwrite(2)` say; `to` then holds a part.
-pub fn read_and_write(
+fn read_and_write(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     range: Range<u64>,

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
 pub use attributes::{Attributes, attributes, attributes_at, chmod_at, unmask_thread};
-pub use data::{Cloned, Copied, clone_file, clone_or_copy, copy_range, next_data, read_and_write};
+pub use data::{Cloned, Copied, clone_file, clone_or_copy, copy_range, next_data};
 pub use entry::{TEMPORARY_PREFIX, lock_file, rename_noreplace, sync_dir, write_atomically};
 pub use listing::{Entry, list_part};
 pub use remove::remove_tree;

@@ -59,7 +59,6 @@ mod platform {
     use std::io;
     use std::os::fd::{AsRawFd, BorrowedFd};
 
-    use rustix::buffer::spare_capacity;
     use rustix::fs::{self, XattrFlags};
     use rustix::io::Errno;
 
@@ -76,22 +75,42 @@ mod platform {
         Ok(CString::new(path)?)
     }
 
+    /// Enough for nearly all. The kernel allocates what it is offered, in every call.
+    const SHORT: usize = 512;
+
+    /// Fills a buffer by a call: a short one first.
+    fn fill(
+        buffer: &mut Vec<u8>,
+        mut call: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
+    ) -> io::Result<()> {
+        buffer.resize(SHORT, 0);
+        let mut length = call(buffer);
+        if length == Err(Errno::RANGE) {
+            buffer.resize(MAX, 0);
+            length = call(buffer);
+        }
+        buffer.truncate(length.unwrap_or_default());
+        Ok(length.map(drop)?)
+    }
+
     pub(super) fn list(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
-        names.reserve(MAX);
         match node {
-            Node::Open(fd) => fs::flistxattr(fd, spare_capacity(names))?,
-            Node::At(dir, name) => fs::llistxattr(path(dir, name)?, spare_capacity(names))?,
-        };
-        Ok(())
+            Node::Open(fd) => fill(names, |buffer| fs::flistxattr(fd, buffer)),
+            Node::At(dir, name) => {
+                let path = path(dir, name)?;
+                fill(names, |buffer| fs::llistxattr(&path, buffer))
+            }
+        }
     }
 
     pub(super) fn get(node: Node<'_>, name: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
-        value.reserve(MAX);
         match node {
-            Node::Open(fd) => fs::fgetxattr(fd, name, spare_capacity(value))?,
-            Node::At(dir, at) => fs::lgetxattr(path(dir, at)?, name, spare_capacity(value))?,
-        };
-        Ok(())
+            Node::Open(fd) => fill(value, |buffer| fs::fgetxattr(fd, name, buffer)),
+            Node::At(dir, at) => {
+                let path = path(dir, at)?;
+                fill(value, |buffer| fs::lgetxattr(&path, name, buffer))
+            }
+        }
     }
 
     pub(super) fn set(node: Node<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
