@@ -1,4 +1,4 @@
-//! The tree copier against `cp -a` and `rsync -aHAX`, and against what may go wrong.
+//! The tree copier against `cp -a` and `rsync -aHAXS`, and against what may go wrong.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
@@ -15,7 +15,7 @@ use kleene_tests::manifest::{differences, manifest};
 use kleene_tests::mounts::{Mounted, private, skip};
 use kleened::copy::{self, Options, Progress, Summary};
 use kleened_sys::fs::{Node, set_xattr};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, IFlags, Mode, Timespec, Timestamps, Uid};
 
 fn open(path: &Path) -> OwnedFd {
     File::open(path).unwrap().into()
@@ -266,7 +266,8 @@ fn everything_is_in_the_copy() {
     complete(dir.path());
     let source = dir.path().join("source");
     let before = manifest(&source).unwrap();
-    for (program, options) in [("cp", "-a"), ("rsync", "-aHAX")] {
+    // Without `S` the other one fills all holes.
+    for (program, options) in [("cp", "-a"), ("rsync", "-aHAXS")] {
         if !has(program) {
             continue;
         }
@@ -335,6 +336,51 @@ fn from_one_kind_of_file_system_to_another() {
     copy(&source, &tmpfs.path().join("copy"), &Options::default()).unwrap();
     let (from, to) = (manifest(&source).unwrap(), manifest(&tmpfs.path().join("copy")).unwrap());
     assert_eq!(differences(&from, &to), [""; 0]);
+}
+
+#[test]
+fn what_is_protected_is_protected_in_the_copy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, to) = (dir.path().join("source"), dir.path().join("copy"));
+    fs::create_dir_all(source.join("fixed/below")).unwrap();
+    for name in ["file", "appended", "not-dumped", "fixed/below/file"] {
+        fs::write(source.join(name), name).unwrap();
+    }
+    // Its other name comes after it, in a directory that is protected, too.
+    fs::hard_link(source.join("file"), source.join("fixed/again")).unwrap();
+    let protected = [
+        ("file", IFlags::IMMUTABLE),
+        ("appended", IFlags::APPEND),
+        ("not-dumped", IFlags::NODUMP),
+        ("fixed", IFlags::IMMUTABLE),
+        (".", IFlags::APPEND),
+    ];
+    for (name, flag) in protected {
+        let file = open(&source.join(name));
+        let set = rustix::fs::ioctl_getflags(&file)
+            .and_then(|flags| rustix::fs::ioctl_setflags(&file, flags | flag));
+        if let Err(errno) = set {
+            return skip("flags", errno);
+        }
+    }
+    copy(&source, &to, &Options::default()).unwrap();
+    let (from, copied) = (manifest(&source).unwrap(), manifest(&to).unwrap());
+    assert_eq!(differences(&from, &copied), [""; 0]);
+    assert_eq!(copied.values().filter(|item| !item.flags.is_empty()).count(), 6);
+    fs::write(to.join("fixed/new"), "").unwrap_err();
+    for name in ["source", "copy"] {
+        kleened_sys::fs::remove_tree(open(dir.path()).as_fd(), name).unwrap();
+    }
+}
+
+#[test]
+fn a_target_inside_the_source_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    let error = copy(dir.path(), &dir.path().join("sub/copy"), &Options::default()).unwrap_err();
+    assert_eq!(error.to_string(), "cannot copy a directory into itself: the target is sub/copy");
+    let error = copy::tree(open(dir.path()).as_fd(), open(dir.path()).as_fd(), &Options::default());
+    assert!(matches!(error, Err(copy::Error::Inside { .. })), "{error:?}");
 }
 
 #[test]

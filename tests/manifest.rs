@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use kleened_sys::fs::{self, Attributes, Node};
+use kleened_sys::fs::{self, Attributes, Flags, Node};
 use rustix::fs::{FileType, Mode, OFlags};
 
 /// What can be seen of one entry. What was done to it last (`ctime`), when it was made and when it was
@@ -34,6 +34,8 @@ pub struct Item {
     pub data: Vec<Range<u64>>,
     /// A hash of the data.
     pub content: u64,
+    /// Immutable and the like.
+    pub flags: Flags,
     /// The extended attributes, access control lists included.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The first of its names in this tree, which says what is linked to what; nothing for a directory.
@@ -132,6 +134,7 @@ impl Item {
             text: Vec::new(),
             data: Vec::new(),
             content: 0,
+            flags: attributes.flags,
             xattrs: BTreeMap::new(),
             first: None,
         }
@@ -193,7 +196,9 @@ pub fn differences(source: &Manifest, copy: &Manifest) -> Vec<String> {
                 }
             )*};
         }
-        compare!(kind, mode, owner, size, node, modified, text, data, content, xattrs, first);
+        compare!(
+            kind, mode, owner, size, node, modified, text, data, content, flags, xattrs, first
+        );
         if !line.is_empty() {
             lines.push(format!("{shown}:{line}"));
         }

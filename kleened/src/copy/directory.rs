@@ -58,9 +58,12 @@ pub(super) struct Directory {
     unfinished: AtomicUsize,
 }
 
-/// The root, and who owns what is made below it.
+/// The root, and what is known of the target.
 pub(super) struct Root {
     pub(super) directory: Arc<Directory>,
+    /// The target's device and number.
+    pub(super) target: (u64, u64),
+    /// Who owns what is made in it.
     pub(super) born: (u32, u32),
 }
 
@@ -74,6 +77,7 @@ impl Directory {
         let from = open_source(from, c".").map_err(|e| ("openat", e))?;
         let to = fs::open_directory(to, c".").map_err(|e| ("openat", e))?;
         let attributes = fs::attributes(from.as_fd()).map_err(|e| ("statx", e))?;
+        let target = fs::attributes(to.as_fd()).map_err(|e| ("statx", e))?.id;
         #[cfg(target_os = "linux")]
         for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
             match fs::remove_xattr(fs::Node::Open(to.as_fd()), acl) {
@@ -90,7 +94,7 @@ impl Directory {
         // Two tasks at first: the listing, and the one of whoever waits for everything.
         let unfinished = AtomicUsize::new(2);
         let directory = Arc::new(Self { parent: None, name, attributes, open, unfinished });
-        Ok(Root { directory, born })
+        Ok(Root { directory, target, born })
     }
 
     pub(super) fn new(

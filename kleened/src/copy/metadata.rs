@@ -1,20 +1,21 @@
 //! Owner, mode, extended attributes and times, in the only order that keeps them all: a change of the
 //! owner takes set-user-id bits and capabilities away, and everything changes the times.
 //!
-//! Access control lists are extended attributes on Linux.
+//! Access control lists are extended attributes on Linux. Flags come last of all, when the tree is
+//! complete.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use kleened_sys::fs::{self, Attributes, Node};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, RawMode, Uid};
 
-use super::Error;
 use super::directory::{Directory, Pair};
 use super::worker::{Place, Worker};
+use super::{Error, Flagged};
 
 /// Set-user-id, set-group-id, sticky: never set by the call that makes a file.
 const SPECIAL: u32 = 0o7000;
@@ -41,7 +42,9 @@ impl Worker<'_> {
         if let Some(from) = from {
             self.xattrs(place, Node::Open(from), Node::Open(to), attributes)?;
         }
-        rustix::fs::futimens(to, &attributes.times).map_err(|e| place.failed("futimens", e))
+        rustix::fs::futimens(to, &attributes.times).map_err(|e| place.failed("futimens", e))?;
+        self.note_flags(place, attributes);
+        Ok(())
     }
 
     /// The same for what can't be opened.
@@ -69,7 +72,9 @@ impl Worker<'_> {
             attributes,
         )?;
         rustix::fs::utimensat(place.to(), place.name, &attributes.times, nofollow)
-            .map_err(|e| place.failed("utimensat", e))
+            .map_err(|e| place.failed("utimensat", e))?;
+        self.note_flags(place, attributes);
+        Ok(())
     }
 
     /// A directory that no entry will be made in any more.
@@ -81,6 +86,26 @@ impl Worker<'_> {
         let place = Place { directory, pair, name: c"." };
         let (from, to) = (pair.from.as_fd(), pair.to.as_fd());
         self.finish(place, to, Some(from), &directory.attributes)
+    }
+
+    fn note_flags(&self, place: Place<'_>, attributes: &Attributes) {
+        if !attributes.flags.is_empty() {
+            let (directory, name) = (place.directory.clone(), place.name.to_owned());
+            let flagged = Flagged { directory, name, flags: attributes.flags };
+            self.copy.flagged.lock().unwrap_or_else(PoisonError::into_inner).push(flagged);
+        }
+    }
+
+    /// Sets the flags that were noted.
+    pub(super) fn add_flags(&mut self) -> Result<(), Error> {
+        let mut flagged = self.copy.flagged.lock().unwrap_or_else(PoisonError::into_inner);
+        for Flagged { directory, name, flags } in flagged.drain(..) {
+            let pair = directory.pair().map_err(|e| directory.failed("openat", e))?;
+            let place = Place { directory: &directory, pair: &pair, name: &name };
+            fs::add_flags(place.to(), &name, flags)
+                .map_err(|e| place.failed("setting flags", e))?;
+        }
+        Ok(())
     }
 
     /// The owner to set, where it is not the one that new files have.

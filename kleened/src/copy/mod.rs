@@ -16,10 +16,14 @@ mod queue;
 mod worker;
 
 use std::borrow::Cow;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use kleened_sys::fs::Flags;
 
 use directory::Directory;
 use links::Links;
@@ -121,6 +125,12 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The target is in the source.
+    #[error("cannot copy a directory into itself: the target is {}", path.display())]
+    Inside {
+        /// Where, below the source.
+        path: PathBuf,
+    },
     /// [`Progress::cancel`] was called.
     #[error("the copy was cancelled")]
     Cancelled,
@@ -131,6 +141,7 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::Call { source, .. } => source.kind(),
+            Error::Inside { .. } => io::ErrorKind::InvalidInput,
             Error::Cancelled => io::ErrorKind::Interrupted,
         };
         Self::new(kind, error)
@@ -140,7 +151,7 @@ impl From<Error> for io::Error {
 /// `to`, an existing empty directory, holds everything that is in `from`, and has its owner, mode,
 /// times and extended attributes: hard links, holes, links, fifos, sockets and device nodes as what
 /// they are, extended attributes of every namespace that the process may see, access control lists,
-/// times to the nanosecond. Nothing that `from` had open or mounted matters. Content is shared where
+/// flags, times to the nanosecond. Nothing that `from` had open or mounted matters. Content is shared where
 /// the file system can, else copied. What is removed from `from` meanwhile may be missing, and a file
 /// that is written to meanwhile may be of any state in between.
 ///
@@ -158,14 +169,19 @@ pub fn tree(
     let failed =
         |call: &'static str, source| Error::Call { path: ".".into(), call: call.into(), source };
     let root = Directory::root(from, to).map_err(|(call, source)| failed(call, source))?;
+    if root.directory.attributes.id == root.target {
+        return Err(Error::Inside { path: ".".into() });
+    }
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(0, usize::from).max(LEAST_THREADS),
         count => count,
     };
     let copy = Copy {
         options,
+        target: root.target,
         born: root.born,
         links: Links::default(),
+        flagged: Mutex::new(Vec::new()),
         queue: Queue::new(threads),
         device: root.directory.attributes.id.0,
         max_pairs: directory::max_pairs(),
@@ -197,9 +213,11 @@ pub fn tree(
     if let Some(error) = copy.queue.take_error() {
         return Err(error);
     }
-    // The root last: nobody else gets in before.
     let mut last = Worker::new(&copy, 0);
+    last.add_flags()?;
+    // The root last: nobody else gets in before.
     last.end(&root.directory)?;
+    last.add_flags()?;
     summary.add(&last.summary);
     Ok(summary)
 }
@@ -207,12 +225,22 @@ pub fn tree(
 /// Threads that there are on the smallest machine.
 const LEAST_THREADS: usize = 4;
 
+/// An entry that gets flags when everything is made: no file that is immutable can be linked to.
+struct Flagged {
+    directory: Arc<Directory>,
+    name: CString,
+    flags: Flags,
+}
+
 /// What all threads of one copy share.
 struct Copy<'a> {
     options: &'a Options<'a>,
+    /// The root of the target, which is not to be found in the source.
+    target: (u64, u64),
     /// Who owns what this process makes in the target.
     born: (u32, u32),
     links: Links,
+    flagged: Mutex<Vec<Flagged>>,
     queue: Queue,
     /// The source's device.
     device: u64,

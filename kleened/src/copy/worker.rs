@@ -174,6 +174,9 @@ impl<'c> Worker<'c> {
         let Some((from, attributes)) = self.open(place, OFlags::DIRECTORY)? else {
             return Ok(());
         };
+        if attributes.id == self.copy.target {
+            return Err(Error::Inside { path: parent.path(&name) });
+        }
         rustix::fs::mkdirat(place.to(), &*name, Mode::RWXU)
             .map_err(|e| place.failed("mkdirat", e))?;
         let to = fs::open_directory(place.to(), &*name).map_err(|e| place.failed("openat", e))?;
@@ -263,7 +266,7 @@ impl<'c> Worker<'c> {
 
 impl Directory {
     /// The error of a call that failed for the directory itself.
-    fn failed(&self, call: &'static str, source: io::Error) -> Error {
+    pub(super) fn failed(&self, call: &'static str, source: io::Error) -> Error {
         Error::Call { path: self.path(c"."), call: call.into(), source }
     }
 }

@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{AtFlags, FileType, Mode, Timespec, Timestamps};
 
+use super::Flags;
+
 /// What a directory entry is, and who may do what with it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -30,6 +32,8 @@ pub struct Attributes {
     pub node: u64,
     /// When it was read and when its content changed last.
     pub times: Timestamps,
+    /// Its flags: immutable and the like.
+    pub flags: Flags,
     /// Whether something is mounted here: it is the root of a mount. On FreeBSD, where no call tells,
     /// always false; there the device differs from the directory's.
     pub mounted: bool,
@@ -74,6 +78,7 @@ fn look(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Attribut
             last_access: time(found.stx_atime),
             last_modification: time(found.stx_mtime),
         },
+        flags: Flags::of(found.stx_attributes),
         mounted: found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
     })
 }
@@ -96,6 +101,7 @@ fn look(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Attribut
             last_access: time(found.st_atime, found.st_atime_nsec),
             last_modification: time(found.st_mtime, found.st_mtime_nsec),
         },
+        flags: Flags::of(found.st_flags),
         mounted: false,
     })
 }

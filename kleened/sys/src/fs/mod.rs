@@ -6,6 +6,7 @@
 mod attributes;
 mod data;
 mod entry;
+mod flags;
 mod listing;
 mod remove;
 mod resolve;
@@ -20,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 pub use attributes::{Attributes, attributes, attributes_at, chmod_at, unmask_thread};
 pub use data::{Cloned, Copied, clone_file, clone_or_copy, copy_range, next_data};
 pub use entry::{TEMPORARY_PREFIX, lock_file, rename_noreplace, sync_dir, write_atomically};
+pub use flags::{Flags, add_flags, unprotect};
 pub use listing::{Entry, list_part};
 pub use remove::remove_tree;
 pub use resolve::{ResolveError, make_directory_in_root, make_file_in_root, resolve_in_root};

@@ -223,41 +223,12 @@ fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Takes marks against removal off `name` and off the directory that it is in, as far as that can be
-/// done. Whether it helped shows in the next try.
-#[cfg(target_os = "linux")]
+/// Takes protection off `name` and off the directory that it is in, as far as that can be done. Whether
+/// it helped shows in the next try.
 fn unprotect(dir: BorrowedFd<'_>, name: &CStr) {
-    use rustix::fs::{IFlags, Mode};
-    fn clear(file: BorrowedFd<'_>) {
-        let marks = IFlags::IMMUTABLE | IFlags::APPEND;
-        if let Ok(flags) = rustix::fs::ioctl_getflags(file)
-            && flags.intersects(marks)
-        {
-            let _ = rustix::fs::ioctl_setflags(file, flags - marks);
-        }
+    for name in [c".", name] {
+        let _ = super::unprotect(dir, name);
     }
-    clear(dir);
-    // Only files and directories have the marks, and opening anything else could do something.
-    let kind = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
-        .map(|stat| FileType::from_raw_mode(stat.st_mode));
-    if matches!(kind, Ok(FileType::RegularFile | FileType::Directory)) {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        if let Ok(file) = rustix::fs::openat(dir, name, flags, Mode::empty()) {
-            clear(file.as_fd());
-        }
-    }
-}
-
-/// Takes marks against removal off `name` and off the directory that it is in, as far as that can be
-/// done. Whether it helped shows in the next try.
-#[cfg(target_os = "freebsd")]
-fn unprotect(dir: BorrowedFd<'_>, name: &CStr) {
-    use std::os::fd::AsRawFd;
-    // SAFETY: `dir` is open for the whole call, which touches no memory.
-    let _ = unsafe { libc::fchflags(dir.as_raw_fd(), 0) };
-    let nofollow = libc::AT_SYMLINK_NOFOLLOW;
-    // SAFETY: `dir` is open and `name` ends with a NUL for the whole call.
-    let _ = unsafe { libc::chflagsat(dir.as_raw_fd(), name.as_ptr(), 0, nofollow) };
 }
 
 #[cfg(test)]
