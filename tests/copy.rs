@@ -176,8 +176,8 @@ fn everything(root: &Path) {
 
     // One directory with more names than one read of it gives, and directories among them.
     fs::create_dir(at("wide")).unwrap();
-    for i in 0..3000 {
-        let name = at("wide").join(format!("{i}-{}", "w".repeat(i % 60)));
+    for i in 0..800 {
+        let name = at("wide").join(format!("{i}-{}", "w".repeat(i % 160)));
         if i % 10 == 0 {
             fs::create_dir(name).unwrap()
         } else {
@@ -588,7 +588,7 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
                 }
             }
         });
-        for i in 0..200 {
+        for i in 0..60 {
             // What it can't make sense of it may refuse.
             let to = dir.path().join(format!("copy-{i}"));
             let _ = copy(&source, &to, &Options::default());
@@ -662,7 +662,7 @@ fn chain(root: &Path, levels: usize) {
 
 #[test]
 fn depth_needs_neither_stack_nor_descriptors() {
-    const LEVELS: usize = 1500;
+    const LEVELS: usize = 600;
     let name = "depth_needs_neither_stack_nor_descriptors";
     if std::env::var_os("KLEENE_FEW_DESCRIPTORS").is_none() {
         // Of a process with few, and of this test alone.
