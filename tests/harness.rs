@@ -417,6 +417,20 @@ impl Drop for Daemon {
     }
 }
 
+/// Asks again and again until it is true.
+///
+/// # Panics
+///
+/// When it is not true in time.
+#[track_caller]
+pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !check() {
+        assert!(Instant::now() < until, "{what} did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether a test that needs `what` can run; where it can't, that is printed, and is a failure where
 /// `KLEENE_REQUIRE` names it.
 ///

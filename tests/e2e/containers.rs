@@ -3,19 +3,8 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use kleene_tests::harness::{Daemon, PATIENCE};
-
-/// Asks again until it is true.
-#[track_caller]
-fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !check() {
-        assert!(Instant::now() < until, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
+use kleene_tests::harness::{Daemon, eventually};
 
 #[test]
 fn output_and_exit_status_come_through() {

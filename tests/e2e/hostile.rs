@@ -4,9 +4,8 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use kleene_tests::harness::{Daemon, PATIENCE, Ran, has};
+use kleene_tests::harness::{Daemon, Ran, eventually, has};
 use kleene_tests::image::{Archive, header, listing};
 use serde_json::json;
 use tar::EntryType;
@@ -240,7 +239,10 @@ fn a_full_disk_leaves_the_state_before() {
 
 #[test]
 fn a_client_that_hangs_up_stops_nothing() {
-    let daemon = Daemon::with_image();
+    let mut archive = Archive::busybox();
+    archive.file("usr/share/site/large", &vec![1; 64 << 20], 0o644);
+    let daemon = Daemon::start();
+    daemon.import(&archive.bytes());
     let body = r#"{"image":"base","name":"orphan","mounts":[{"type":"volume","source":"site","destination":"/usr/share/site"}]}"#;
     let request = format!(
         "POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
@@ -248,12 +250,11 @@ fn a_client_that_hangs_up_stops_nothing() {
     );
     let mut stream = UnixStream::connect(daemon.socket()).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
+    // It has its name from the first moment on.
+    eventually("the creation", || daemon.run("container inspect orphan").code == 0);
     drop(stream);
-    let until = Instant::now() + PATIENCE;
-    while daemon.run("container ls -aq").ok().is_empty() {
-        assert!(Instant::now() < until, "the container was not made\n{}", daemon.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("its end", || !daemon.run("container ls -aq").ok().is_empty());
+    assert_eq!(fs::metadata(daemon.volume("site").join("large")).unwrap().len(), 64 << 20);
     assert!(daemon.volume("site").join("index.html").exists());
     assert!(daemon.litter().is_empty());
 
@@ -270,11 +271,9 @@ fn a_client_that_hangs_up_stops_nothing() {
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(&archive[..archive.len() / 2]).unwrap();
     drop(stream);
-    let until = Instant::now() + PATIENCE;
-    while !daemon.log().contains("import image half") || !daemon.litter().is_empty() {
-        assert!(Instant::now() < until, "the import goes on\n{}", daemon.log());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("the end of the import", || {
+        daemon.log().contains("import image half") && daemon.litter().is_empty()
+    });
     assert_eq!(daemon.run("image ls -o json").ok().matches("half").count(), 0);
     assert_eq!(daemon.run("container ls -aq").ok().lines().count(), 1);
 }
