@@ -183,7 +183,7 @@ fn we_read_what_gnu_tar_writes() {
         let stat = fs::metadata(gnu.join(name)).unwrap();
         assert!(stat.blocks() * 512 < stat.size(), "{name} has lost its holes");
     }
-    assert_eq!(fs::read_link(gnu.join("long-target")).unwrap().as_os_str().len(), 4000);
+    assert_eq!(fs::read_link(gnu.join("long-target")).unwrap().as_os_str().len(), 1000);
     // More segments than fit into the header itself, and into one more block.
     let many = dir.path().join("many");
     fs::create_dir(&many).unwrap();

@@ -111,6 +111,14 @@ impl Fixture {
     }
 }
 
+/// A folder in memory, where there is one: for tests that do very much and nothing that a disk would do
+/// in another way.
+pub(crate) fn in_memory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    dir.unwrap()
+}
+
 pub(crate) fn volume(name: &str) -> DatasetPath {
     DatasetPath::volume(&name.parse().unwrap())
 }

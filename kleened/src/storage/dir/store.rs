@@ -183,7 +183,7 @@ impl Store {
         {
             // Both the directory that is mounted and the place where it is, whole or in part, have the
             // id in their paths. proc_pid_mountinfo(5).
-            let table = std::fs::read("/proc/self/mountinfo")
+            let table = std::fs::read("/proc/thread-self/mountinfo")
                 .map_err(|error| Error::io("find out what is mounted on", path, error))?;
             let part = format!("/{KLEENE}/{DATASETS}/{id}/");
             if table.windows(part.len()).any(|window| window == part.as_bytes()) {
@@ -427,6 +427,7 @@ impl Draft<'_> {
     pub(super) fn make_directory(&self, name: &str) -> io::Result<()> {
         let mode = Mode::from_raw_mode(0o755);
         rustix::fs::mkdirat(&self.fd, name, mode)?;
+        point();
         let dir = open_directory(&self.fd, name)?;
         rustix::fs::fchown(&dir, Some(rustix::fs::Uid::ROOT), Some(rustix::fs::Gid::ROOT))?;
         Ok(rustix::fs::fchmod(&dir, mode)?)
@@ -439,6 +440,7 @@ impl Draft<'_> {
         let file = rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)?;
         let mut file = std::fs::File::from(file);
         file.write_all(bytes)?;
+        point();
         file.sync_all()
     }
 }
