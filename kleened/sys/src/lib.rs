@@ -9,4 +9,6 @@ pub mod mount;
 #[cfg(target_os = "linux")]
 pub mod network;
 pub mod process;
+#[cfg(target_os = "linux")]
+pub mod seccomp;
 pub mod socket;

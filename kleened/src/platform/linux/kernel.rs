@@ -1,5 +1,6 @@
 //! What the kernel says of a process, told apart from a later one with the same number.
 
+use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -60,13 +61,13 @@ pub(super) fn root(pid: i32) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty())?)
 }
 
-/// What is mounted below the root directory that the process sees.
+/// What is mounted below the root directory that the process sees, which is named as in `/proc`.
 ///
 /// # Source
 ///
 /// `/proc/PID/mountinfo`, `proc_pid_mountinfo(5)`.
-pub(super) fn mounts(pid: i32) -> io::Result<Vec<MountEntry>> {
-    let text = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
+pub(super) fn mounts(process: impl Display) -> io::Result<Vec<MountEntry>> {
+    let text = std::fs::read(format!("/proc/{process}/mountinfo"))?;
     let entries = text.split(|byte| *byte == b'\n').filter_map(mount);
     Ok(entries.filter(|entry| entry.destination.as_os_str() != "/").collect())
 }

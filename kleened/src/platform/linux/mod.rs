@@ -65,9 +65,15 @@ impl Linux {
         Ok(instance.state()?.map(|state| (first, state)))
     }
 
-    /// Whether a supervisor is there.
-    fn is_supervised(&self, instance: &supervisor::Instance) -> Result<bool> {
-        Ok(self.run_dir.lock_instance(instance)?.is_none())
+    /// Whether the instance's process runs, or, if it is the first one, its container. A supervisor that
+    /// is still there because a client has not taken everything does not count.
+    fn is_running(&self, id: &Id, instance: &supervisor::Instance) -> Result<bool> {
+        if self.run_dir.lock_instance(instance)?.is_some() {
+            return Ok(false);
+        }
+        let Some(launch) = instance.launch()? else { return Ok(false) };
+        let is_first = self.run_dir.holder(&launch.container)?.as_ref() == Some(id);
+        Ok(is_first || instance.exited()?.is_none())
     }
 }
 
@@ -177,12 +183,19 @@ impl Platform for Linux {
         unmount_below(root)?;
         for id in self.run_dir.instances()? {
             let Some(instance) = self.run_dir.instance(&id)? else { continue };
-            let is_its = instance.launch()?.is_some_and(|launch| launch.container == *container);
-            if is_its && !self.is_supervised(&instance)? {
-                match instance.exited()? {
-                    Some(_) => instance.clear()?,
-                    None => self.run_dir.remove(&id)?,
-                }
+            if instance.launch()?.is_none_or(|launch| launch.container != *container) {
+                continue;
+            }
+            if self.is_running(&id, &instance)?
+                && let Some(supervisor) = instance.connect()?
+            {
+                // Its process went with the container, and it is about to say so.
+                wait_for_end(supervisor)
+                    .map_err(|e| Error::io("wait for", format_args!("instance {id}"), e))?;
+            }
+            match instance.exited()? {
+                Some(_) => instance.clear()?,
+                None => self.run_dir.remove(&id)?,
             }
         }
         Ok(())
@@ -190,7 +203,7 @@ impl Platform for Linux {
 
     fn forget(&self, instance: &Id) -> Result<()> {
         let Some(found) = self.run_dir.instance(instance)? else { return Ok(()) };
-        if self.is_supervised(&found)? {
+        if self.is_running(instance, &found)? {
             let what = format_args!("execution instance {instance}: it has not ended");
             return Err(Error::io("forget", what, io::ErrorKind::ResourceBusy));
         }
@@ -229,8 +242,7 @@ fn unmount_below(root: &Path) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(|error| fail(root, error))?,
     };
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let mounts = kernel::mounts(own).map_err(|error| fail(&root, error))?;
+    let mounts = kernel::mounts("thread-self").map_err(|error| fail(&root, error))?;
     // The last one is on top.
     for mount in mounts.iter().rev() {
         let path = &mount.destination;

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::OwnedFd;
 
+use kleened_sys::seccomp::{self, Denied};
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -35,6 +36,30 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::AUDIT_WRITE);
 
+/// What no program inside may call: what would give it, in a user namespace of its own, the
+/// capabilities that it lacks here; the host's keys, which no namespace keeps apart; and what only
+/// ever served to get out. `clone3` looks as in an older kernel, because its flags can't be checked.
+const DENIED: &[Denied] = &[
+    Denied { bits: Some((0, seccomp::CLONE_NEWUSER.unsigned_abs())), ..denied(seccomp::SYS_clone) },
+    Denied {
+        bits: Some((0, seccomp::CLONE_NEWUSER.unsigned_abs())),
+        ..denied(seccomp::SYS_unshare)
+    },
+    Denied { errno: seccomp::ENOSYS, ..denied(seccomp::SYS_clone3) },
+    denied(seccomp::SYS_add_key),
+    denied(seccomp::SYS_keyctl),
+    denied(seccomp::SYS_request_key),
+    denied(seccomp::SYS_bpf),
+    denied(seccomp::SYS_io_uring_setup),
+    denied(seccomp::SYS_open_by_handle_at),
+    denied(seccomp::SYS_perf_event_open),
+    denied(seccomp::SYS_userfaultfd),
+];
+
+const fn denied(call: i64) -> Denied {
+    Denied { call, bits: None, errno: seccomp::EPERM }
+}
+
 /// This process is the program. What goes wrong goes over the line, which is closed otherwise.
 pub(super) fn execute(process: &Process, stdio: &Stdio, line: &OwnedFd) -> ! {
     let Err(failure) = become_program(process, stdio);
@@ -59,6 +84,8 @@ fn become_program(process: &Process, stdio: &Stdio) -> Result<std::convert::Infa
     let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
     let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
     let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
+    let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
+    seccomp::deny(DENIED).map_err(system)?;
     own_stdio(stdio, &user).map_err(step("give its input and output to"))?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     become_user(&user).map_err(step("change the user of"))?;
@@ -72,7 +99,6 @@ fn become_program(process: &Process, stdio: &Stdio) -> Result<std::convert::Infa
         }
         _ => fail(format!("can't start in the directory {workdir}: {}", io::Error::from(errno))),
     })?;
-    let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
     kleened_sys::process::close_rest_on_exec().map_err(system)?;
     kleened_sys::process::reset_signals().map_err(system)?;
     Err(run(process, &user))

@@ -383,14 +383,22 @@ fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
         rustix::thread::move_into_thread_name_spaces(init.as_fd(), spaces)
             .unwrap_or_else(|errno| give_up(&failure, Error::io("enter", "the container", errno)));
     };
-    // It is the children that this moves; the container's /proc doesn't know this process.
+    // It is the children that this moves; the container's /proc doesn't know this process. Pid 1 adopts
+    // those whose parent was inside.
     enter(ThreadNameSpaceType::PROCESS_ID);
-    match fork() {
-        Ok(Fork::Child) => (),
-        Ok(Fork::Parent(_)) => exit_now(0),
-        // There are no new processes where pid 1 has ended.
-        Err(error) if error.raw_os_error() == Some(Errno::NOMEM.raw_os_error()) => exit_now(0),
-        Err(error) => give_up(&failure, Error::io("fork", "a process", error)),
+    for wait in [true, false] {
+        match fork() {
+            Ok(Fork::Child) => (),
+            Ok(Fork::Parent(child)) => {
+                if wait {
+                    let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
+                }
+                exit_now(0);
+            }
+            // There are no new processes where pid 1 has ended.
+            Err(error) if error.raw_os_error() == Some(Errno::NOMEM.raw_os_error()) => exit_now(0),
+            Err(error) => give_up(&failure, Error::io("fork", "a process", error)),
+        }
     }
     enter(
         ThreadNameSpaceType::MOUNT

@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kleened_api::Timestamp;
 use kleened_api::stream::Channel;
@@ -230,6 +231,12 @@ fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+/// How long the beginning of a line waits for its end.
+const LINE_TIME: Duration = Duration::from_millis(100);
+
+/// What is longer than this does not wait.
+const LONG_LINE: usize = 16 * 1024;
+
 /// Writes a log.
 #[derive(Debug)]
 pub(super) struct LogWriter {
@@ -239,6 +246,10 @@ pub(super) struct LogWriter {
     size: u64,
     /// Whether there may be a part of an entry after them.
     torn: bool,
+    /// The beginnings of a line of standard output and of one of standard error.
+    begun: [Vec<u8>; 2],
+    /// Since when there is one.
+    begun_at: Option<Instant>,
 }
 
 impl LogWriter {
@@ -246,12 +257,48 @@ impl LogWriter {
     pub(super) fn open(config: &LogConfig) -> io::Result<Self> {
         let file = create(&config.path)?;
         let size = file.metadata()?.len();
-        Ok(Self { config: config.clone(), file, size, torn: size > 0 })
+        let (begun, begun_at) = (Default::default(), None);
+        Ok(Self { config: config.clone(), file, size, torn: size > 0, begun, begun_at })
     }
 
-    /// The bytes are in the log. Where they can't be written, on a full disk, they are not, and the
-    /// log goes on with what comes later: a process must not end because its log can't be kept.
+    /// The bytes are in the log, or will be with the rest of their line or with [`Self::flush`]. Where
+    /// they can't be written, on a full disk, they are not, and the log goes on with what comes later:
+    /// a process must not end because its log can't be kept.
     pub(super) fn write(&mut self, stream: Channel, bytes: &[u8]) {
+        let mut all = std::mem::take(self.begun(stream));
+        all.extend(bytes);
+        let whole = all.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let is_long = all.len() - whole >= LONG_LINE;
+        let (now, later) = all.split_at(if is_long { all.len() } else { whole });
+        self.write_entries(stream, now);
+        self.begun(stream).extend(later);
+        if self.begun.iter().all(Vec::is_empty) {
+            self.begun_at = None;
+        } else {
+            self.begun_at.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Whatever was held back is in the log.
+    pub(super) fn flush(&mut self) {
+        for stream in [Channel::Stdout, Channel::Stderr] {
+            let begun = std::mem::take(self.begun(stream));
+            self.write_entries(stream, &begun);
+        }
+        self.begun_at = None;
+    }
+
+    /// When [`Self::flush`] is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.begun_at.map(|at| at + LINE_TIME)
+    }
+
+    fn begun(&mut self, stream: Channel) -> &mut Vec<u8> {
+        let [output, errors] = &mut self.begun;
+        if stream == Channel::Stderr { errors } else { output }
+    }
+
+    fn write_entries(&mut self, stream: Channel, bytes: &[u8]) {
         let name = if stream == Channel::Stderr { "stderr" } else { "stdout" };
         let now = now();
         let mut entries = Vec::with_capacity(bytes.len() + 64);
@@ -359,8 +406,12 @@ mod tests {
         assert_eq!(reader.next_entry().unwrap(), None);
         let mut writer = LogWriter::open(&config).unwrap();
         writer.write(Channel::Stdout, b"one\n\ntw");
-        writer.write(Channel::Stderr, b"\xff\0\r\n");
-        assert_eq!(texts(&mut reader), ["one$", "$", "tw", "\u{fffd}\0\r$"]);
+        writer.write(Channel::Stderr, b"\xff\0");
+        assert_eq!(texts(&mut reader), ["one$", "$"]);
+        writer.write(Channel::Stderr, b"\r\n");
+        writer.flush();
+        assert_eq!(texts(&mut reader), ["\u{fffd}\0\r$", "tw"]);
+        assert_eq!(writer.deadline(), None);
         writer.write(Channel::Stdout, b"o\n");
         let entry = reader.next_entry().unwrap().unwrap();
         assert_eq!((entry.stream, entry.bytes.as_slice()), (Channel::Stdout, b"o".as_slice()));
@@ -368,9 +419,9 @@ mod tests {
         // The rest of a line counts with its beginning.
         for (tail, expected) in [
             (0, &[][..]),
-            (1, &["\u{fffd}\0\r$", "o$"][..]),
-            (2, &["tw", "\u{fffd}\0\r$", "o$"][..]),
-            (9, &["one$", "$", "tw", "\u{fffd}\0\r$", "o$"][..]),
+            (1, &["tw", "o$"][..]),
+            (2, &["\u{fffd}\0\r$", "tw", "o$"][..]),
+            (9, &["one$", "$", "\u{fffd}\0\r$", "tw", "o$"][..]),
         ] {
             let mut reader = LogReader::open(&config.path, Some(tail)).unwrap();
             assert_eq!(texts(&mut reader), expected, "the last {tail}");
@@ -417,6 +468,21 @@ mod tests {
         let seen = texts(&mut reader);
         assert_eq!(seen.first().map(String::as_str), Some("first$"));
         assert_eq!(seen.last().map(String::as_str), Some("line 49$"));
+    }
+
+    #[test]
+    fn a_long_line_does_not_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 1 << 20, 2);
+        let mut writer = LogWriter::open(&config).unwrap();
+        writer.write(Channel::Stdout, &[b'x'; 10_000]);
+        assert!(writer.deadline().is_some());
+        writer.write(Channel::Stdout, &[b'x'; 10_000]);
+        assert_eq!(writer.deadline(), None);
+        writer.write(Channel::Stdout, b"y\n");
+        let mut reader = LogReader::open(&config.path, Some(1)).unwrap();
+        assert_eq!(reader.next_entry().unwrap().unwrap().bytes.len(), 20_000);
+        assert_eq!(texts(&mut reader), ["y$"]);
     }
 
     #[test]

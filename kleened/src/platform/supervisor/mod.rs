@@ -220,7 +220,7 @@ fn detach() -> io::Result<std::fs::File> {
 /// A supervisor whose process runs.
 struct Supervision<G> {
     instance: Instance,
-    _lock: OwnedFd,
+    lock: OwnedFd,
     container: Option<(OwnedFd, LogWriter)>,
     listener: std::os::unix::net::UnixListener,
     started: Started<G>,
@@ -258,12 +258,13 @@ impl<G: Guest> Supervision<G> {
             instance.set_state(state)?;
         }
         let attach = launch.attach;
-        Ok(Self { instance, _lock: lock, container, listener, started, attach })
+        Ok(Self { instance, lock, container, listener, started, attach })
     }
 
     fn go_on(self) -> io::Result<()> {
         let Started { streams, guest, .. } = self.started;
-        let mut relay = Relay::new(&self.instance, self.listener, guest, streams, self.attach)?;
+        let (instance, attach) = (&self.instance, self.attach);
+        let mut relay = Relay::new(instance, self.lock, self.listener, guest, streams, attach)?;
         if let Some((lock, log)) = self.container {
             relay.of_container(lock, log);
         }

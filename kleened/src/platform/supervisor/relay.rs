@@ -41,6 +41,8 @@ pub(super) struct Relay<'i, G> {
     input: Option<Input>,
     outputs: Vec<Output>,
     log: Option<LogWriter>,
+    /// The lock that says that the supervisor is there.
+    lock: Option<OwnedFd>,
     /// The lock that says that the container runs. Only the first process's relay has it.
     container: Option<OwnedFd>,
     first: bool,
@@ -80,6 +82,7 @@ impl<'i, G: Guest> Relay<'i, G> {
     /// A relay for a process that has just been started. With `attach`, its output waits for a client.
     pub(super) fn new(
         instance: &'i Instance,
+        lock: OwnedFd,
         listener: UnixListener,
         guest: G,
         streams: Streams,
@@ -104,6 +107,7 @@ impl<'i, G: Guest> Relay<'i, G> {
             input,
             outputs,
             log: None,
+            lock: Some(lock),
             container: None,
             first: false,
             clients: Vec::new(),
@@ -132,6 +136,11 @@ impl<'i, G: Guest> Relay<'i, G> {
             if self.waiting.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.waiting = None;
             }
+            if let Some(log) = &mut self.log
+                && log.deadline().is_some_and(|deadline| deadline <= Instant::now())
+            {
+                log.flush();
+            }
             if self.exit.is_some() && self.waiting.is_none() && !self.delivered {
                 self.deliver();
             }
@@ -140,6 +149,11 @@ impl<'i, G: Guest> Relay<'i, G> {
                 && (self.clients.iter().all(|client| client.queue.is_empty())
                     || since.elapsed() >= PATIENCE)
             {
+                if let Some(log) = &mut self.log {
+                    log.flush();
+                }
+                // Before the connections are closed: who sees that finds nobody here.
+                self.lock = None;
                 return Ok(());
             }
             for source in self.wait()? {
@@ -183,7 +197,8 @@ impl<'i, G: Guest> Relay<'i, G> {
             polled.push((Source::Client(index, flags), client.stream.as_fd(), flags));
         }
 
-        let deadline = [self.waiting, self.ended.map(|since| since + PATIENCE)];
+        let flush = self.log.as_ref().and_then(LogWriter::deadline);
+        let deadline = [self.waiting, self.ended.map(|since| since + PATIENCE), flush];
         let left =
             deadline.iter().flatten().min().map(|d| d.saturating_duration_since(Instant::now()));
         // One millisecond more, so as not to come back just before the deadline.
@@ -245,6 +260,14 @@ impl<'i, G: Guest> Relay<'i, G> {
                     self.exited(Exit { code: KILLED, container_ended: true });
                 }
                 self.ended = Some(Instant::now());
+                if self.waiting.is_none() {
+                    // Nobody writes any more. Who is told that the container has ended finds its log
+                    // complete.
+                    self.drain();
+                    if let Some(log) = &mut self.log {
+                        log.flush();
+                    }
+                }
                 self.container = None;
                 if self.first {
                     for client in self.clients.iter_mut().filter(|client| client.told) {
@@ -266,21 +289,26 @@ impl<'i, G: Guest> Relay<'i, G> {
 
     /// What the process wrote until it ended goes to the attached clients, and then its exit status.
     fn deliver(&mut self) {
-        for index in 0..self.outputs.len() {
-            let mut left = LARGEST_PIPE;
-            while left > 0 {
-                match self.pass_output(index) {
-                    0 => break,
-                    passed => left = left.saturating_sub(passed),
-                }
-            }
-        }
+        self.drain();
         self.delivered = true;
         if let Some(exit) = self.exit {
             for client in self.clients.iter_mut().filter(|client| client.attached) {
                 client.tell(exit);
                 if self.ended.is_some() && self.first {
                     client.send(Kind::Ended, b"");
+                }
+            }
+        }
+    }
+
+    /// Carries all output that there is now.
+    fn drain(&mut self) {
+        for index in 0..self.outputs.len() {
+            let mut left = LARGEST_PIPE;
+            while left > 0 {
+                match self.pass_output(index) {
+                    0 => break,
+                    passed => left = left.saturating_sub(passed),
                 }
             }
         }

@@ -6,7 +6,8 @@
 //!
 //! An attached client gets the output, and [`Kind::Exit`] after it. One that is not attached gets
 //! [`Kind::Exit`] as soon as the process has ended. Where the process was the container's first,
-//! both get [`Kind::Ended`] when the container has ended. Signals and sizes are taken from both.
+//! both get [`Kind::Ended`] when the container has ended and, unless its output waits for a client, its
+//! log is complete. Signals and sizes are taken from both.
 //! Where the supervisor has nothing more to say, it closes the connection.
 
 use std::io::{self, Read, Write};
