@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
 #![cfg(target_os = "linux")]
 
-#[allow(dead_code, reason = "more cases will use it")]
+mod isolation;
+mod life;
+mod log;
+mod mounts;
 mod sandbox;
 mod start;
 mod streams;

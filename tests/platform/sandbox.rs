@@ -13,6 +13,8 @@ use kleened::platform::{self, Error, Launch, LogConfig, Mount, Platform, Process
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
 use kleened_api::stream::{Exit, WindowSize};
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags};
 
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -144,6 +146,14 @@ impl Sandbox {
         (client, launch.instance)
     }
 
+    /// The supervisor of the running container.
+    pub(crate) fn supervisor(&self) -> Pid {
+        let init = self.platform.running().unwrap()[0].jid;
+        let status = fs::read_to_string(format!("/proc/{init}/status")).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
+        Pid::from_raw(parent.parse().unwrap()).unwrap()
+    }
+
     /// Runs lines of shell in the running container.
     pub(crate) fn exec(&self, script: &str) -> Outcome {
         self.attach(&self.joined(&["sh", "-c", script])).unwrap().finish()
@@ -171,6 +181,13 @@ pub(crate) fn id() -> Id {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("c{:05x}{count:06x}", std::process::id() & 0xf_ffff).parse().unwrap()
+}
+
+/// Returns when the process is gone.
+pub(crate) fn wait_for(pid: Pid) {
+    if let Ok(file) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+        rustix::event::poll(&mut [PollFd::new(&file, PollFlags::IN)], None).unwrap();
+    }
 }
 
 /// What a process did.
@@ -267,6 +284,12 @@ impl Client {
         let exit = self.exit.expect("an exit");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Outcome { code: exit.code, output: text(&self.output), errors: text(&self.errors) }
+    }
+
+    /// Ends the process's input, and takes everything that comes then.
+    pub(crate) fn end(mut self) -> Outcome {
+        self.send(Kind::STDIN, b"");
+        self.finish()
     }
 
     /// Returns when the supervisor has closed the connection; what comes until then is thrown away.

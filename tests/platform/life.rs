@@ -1,0 +1,216 @@
+//! How long containers live, and what is left of them.
+
+use std::fs;
+use std::path::Path;
+
+use kleened::platform::Error;
+use kleened::platform::supervisor::wire::Kind;
+use rustix::process::{Pid, Signal};
+
+use crate::sandbox::{self, Sandbox, wait_for};
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_container_ends_with_its_last_process() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let script = "mkfifo /tmp/fifo; (read x < /tmp/fifo; echo late) & exit 2";
+    let launch = sandbox.first(&["sh", "-c", script]);
+    let mut client = sandbox.attach(&launch).unwrap();
+    assert!(!client.wait_for_exit().container_ended);
+    assert_eq!(sandbox.platform.running().unwrap().len(), 1);
+    let exited = sandbox.platform.exited(&launch.instance).unwrap().unwrap();
+    assert_eq!(exited.code, 2);
+    sandbox.exec("echo > /tmp/fifo");
+    client.wait_for_end();
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    assert_eq!(sandbox.platform.exited(&launch.instance).unwrap().unwrap(), exited);
+    assert!(fs::read_to_string(sandbox.log()).unwrap().contains("stdout F late\n"));
+}
+
+#[test]
+fn a_joined_process_keeps_the_container() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (mut first, _) = sandbox.start("");
+    let mut launch = sandbox.joined(&["cat"]);
+    launch.process.stdin = true;
+    let mut second = sandbox.attach(&launch).unwrap();
+    first.send(Kind::STDIN, b"");
+    let exit = first.wait_for_exit();
+    assert_eq!((exit.code, exit.container_ended), (0, false));
+    second.input("still here\n");
+    second.wait_for("still here\n");
+    assert_eq!(sandbox.exec("echo me too").output, "me too\n");
+    assert_eq!(second.end().code, 0);
+    first.wait_for_end();
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+}
+
+#[test]
+fn an_ordinary_end_says_so() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut client = sandbox.attach(&sandbox.first(&["false"])).unwrap();
+    let exit = client.wait_for_exit();
+    assert_eq!((exit.code, exit.container_ended), (1, true));
+    client.wait_for_end();
+    assert!(!client.take());
+}
+
+#[test]
+fn orphans_are_waited_for() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let script = "i=0; while [ $i -lt 50 ]; do (sh -c 'true & exit' &); i=$((i+1)); done";
+    let (client, _) = sandbox.start(script);
+    sandbox.exec("while ps -o stat | grep -q ^Z; do :; done");
+    drop(client);
+}
+
+#[test]
+fn kill_ends_what_ignores_every_signal() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let ignore = "trap '' TERM INT HUP QUIT";
+    let script = format!("{ignore}; (while :; do sleep 1000; done) &");
+    let (mut client, first) = sandbox.start(&script);
+    let joined = sandbox.joined(&["sh", "-c", &format!("{ignore}; echo up; sleep 1000")]);
+    let mut other = sandbox.attach(&joined).unwrap();
+    other.wait_for("up\n");
+    client.send(Kind::SIGNAL, b"TERM");
+    client.input("alive\n");
+    client.wait_for("alive\n");
+    let init = sandbox.platform.running().unwrap()[0].jid;
+    assert!(sandbox.platform.kill(&sandbox.container).unwrap());
+    // All of it is true when the call returns.
+    assert!(!Path::new(&format!("/proc/{init}")).exists());
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    assert_eq!(sandbox.platform.exited(&first).unwrap().unwrap().code, 137);
+    assert!(!sandbox.platform.kill(&sandbox.container).unwrap());
+    assert_eq!(sandbox.shell("echo again").output, "again\n");
+    assert_eq!(client.finish().code, 137);
+    assert_eq!(other.finish().code, 137);
+}
+
+#[test]
+fn a_container_goes_with_its_supervisor() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (mut client, first) = sandbox.start("sleep 1000 &");
+    let init = Pid::from_raw(sandbox.platform.running().unwrap()[0].jid).unwrap();
+    rustix::process::kill_process(sandbox.supervisor(), Signal::KILL).unwrap();
+    assert!(!client.take());
+    wait_for(init);
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    assert_eq!(sandbox.platform.exited(&first).unwrap(), None);
+    assert!(sandbox.platform.connect(&first).unwrap().is_none());
+    assert!(!sandbox.platform.kill(&sandbox.container).unwrap());
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    assert_eq!(names(&sandbox.run_dir()), ["containers", "lock"]);
+    assert_eq!(sandbox.shell("echo again").output, "again\n");
+}
+
+#[test]
+fn a_joined_process_goes_with_its_supervisor_and_the_container_stays() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, _) = sandbox.start("");
+    let launch = sandbox.joined(&["sh", "-c", "echo up; exec sleep 1000"]);
+    let mut joined = sandbox.attach(&launch).unwrap();
+    joined.wait_for("up\n");
+    let supervisor = {
+        let credentials = rustix::net::sockopt::socket_peercred(&joined.stream).unwrap();
+        credentials.pid
+    };
+    rustix::process::kill_process(supervisor, Signal::KILL).unwrap();
+    assert!(!joined.take());
+    sandbox.exec("while pgrep sleep; do :; done");
+    drop(client);
+}
+
+#[test]
+fn another_daemon_finds_everything() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, first) = sandbox.start("echo $$ > /tmp/pid");
+    let joined = sandbox.joined(&["sh", "-c", "read x; exit 8"]);
+    let joined = {
+        let mut launch = joined;
+        launch.process.stdin = true;
+        sandbox.platform.launch(&launch).unwrap();
+        launch
+    };
+    let found = sandbox.platform.running().unwrap();
+    let listed = sandbox.platform.mounts(&sandbox.container).unwrap();
+    let other = sandbox::open(&sandbox.run_dir());
+    assert_eq!(other.running().unwrap(), found);
+    assert_eq!(found[0].instance, first);
+    assert_eq!(other.mounts(&sandbox.container).unwrap(), listed);
+    let mut again = sandbox.connect(&joined.instance, true);
+    again.input("go on\n");
+    assert_eq!(again.finish().code, 8);
+    assert_eq!(other.exited(&joined.instance).unwrap().unwrap().code, 8);
+    assert!(other.kill(&sandbox.container).unwrap());
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    drop(client);
+}
+
+#[test]
+fn nothing_is_left() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, first) = sandbox.start("");
+    let joined = sandbox.joined(&["false"]);
+    sandbox.attach(&joined).unwrap().finish();
+    for refused in [
+        sandbox.platform.release(&sandbox.container, &sandbox.root()),
+        sandbox.platform.forget(&first),
+    ] {
+        assert!(matches!(refused, Err(Error::Running(_) | Error::Io { .. })), "{refused:?}");
+    }
+    assert_eq!(client.end().code, 0);
+    for _ in 0..2 {
+        sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+        for (instance, code) in [(&first, 0), (&joined.instance, 1)] {
+            assert_eq!(names(&sandbox.run_dir().join(instance.as_str())), ["exit.json"]);
+            assert_eq!(sandbox.platform.exited(instance).unwrap().unwrap().code, code);
+        }
+    }
+    assert_eq!(names(&sandbox.run_dir().join("containers")), [""; 0]);
+    for _ in 0..2 {
+        for instance in [&first, &joined.instance] {
+            sandbox.platform.forget(instance).unwrap();
+            assert_eq!(sandbox.platform.exited(instance).unwrap(), None);
+        }
+    }
+    assert_eq!(names(&sandbox.run_dir()), ["containers", "lock"]);
+}
+
+#[test]
+fn an_instance_is_launched_once() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let launch = sandbox.first(&["true"]);
+    sandbox.attach(&launch).unwrap().finish();
+    let again = sandbox.platform.launch(&launch);
+    assert!(matches!(again, Err(Error::Io { .. })), "{again:?}");
+    assert_eq!(sandbox.platform.exited(&launch.instance).unwrap().unwrap().code, 0);
+}
+
+#[test]
+fn a_supervisor_is_small_and_nobodys_child() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, _) = sandbox.start("");
+    let pid = sandbox.supervisor();
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        value.trim_start_matches(':').trim().to_owned()
+    };
+    assert_eq!((field("PPid").as_str(), field("Threads").as_str()), ("1", "1"));
+    assert_eq!(rustix::process::getsid(Some(pid)).unwrap().as_raw_nonzero(), {
+        rustix::process::getpgid(Some(pid)).unwrap().as_raw_nonzero()
+    });
+    assert_ne!(rustix::process::getsid(Some(pid)).unwrap(), rustix::process::getsid(None).unwrap());
+    let anonymous: u32 = field("RssAnon").split(' ').next().unwrap().parse().unwrap();
+    assert!(anonymous < 2048, "{anonymous} KiB");
+    drop(client);
+}
