@@ -24,6 +24,7 @@ const SYSTEM: &[&str] = &["kleened_sys", "nix", "libc"];
 /// Callers above those whom they call. `main` and `lib` are the wiring and the map.
 const ROOMS: &[Room] = &[
     Room { name: "main", rooms: ANY, crates: &[HTTP, ASYNC, SYSTEM] },
+    Room { name: "daemon", rooms: ANY, crates: &[HTTP, ASYNC, SYSTEM] },
     Room { name: "lib", rooms: ANY, crates: &[] },
     Room { name: "http", rooms: &["engine", "config", "error"], crates: &[HTTP, ASYNC] },
     Room {

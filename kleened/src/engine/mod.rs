@@ -50,6 +50,7 @@ use crate::config::Config;
 use crate::copy::{self, Progress};
 use crate::error::{Error, Result};
 use crate::platform::Platform;
+pub use crate::platform::supervisor::wire;
 use crate::storage::Driver;
 
 /// The snapshot of an image that containers are clones of.

@@ -18,11 +18,9 @@ use tokio::sync::watch;
 
 use super::request::{Malformed, parse};
 use super::socket::{self, CloseCode};
+use crate::engine::wire::{self, Header, Kind};
 use crate::engine::{Attached, Engine};
-use crate::error::{Error, Kind, one_line};
-
-/// The longest payload of a supervisor's frame, in bytes.
-const PAYLOAD_LIMIT: usize = 64 << 10;
+use crate::error::{self, Error, one_line};
 
 /// How a connection is spoken on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,12 +91,10 @@ enum End {
 }
 
 async fn farewell(mut client: WebSocket, form: Form, instance: &str, end: End) {
-    if let (End::Exit(exit), Form::Framed) = (&end, form) {
-        let mut frame = vec![Channel::Exit as u8];
-        frame.extend(serde_json::to_vec(exit).unwrap_or_default());
-        if client.send(Message::Binary(frame.into())).await.is_err() {
-            return;
-        }
+    if let (End::Exit(exit), Form::Framed) = (&end, form)
+        && client.send(exit_frame(*exit)).await.is_err()
+    {
+        return;
     }
     let (code, kind, why) = match end {
         End::Exit(Exit { code, container_ended: true }) => (
@@ -161,12 +157,12 @@ async fn refuse_start(mut client: WebSocket, form: Form, error: &Error, attach: 
         return;
     }
     let reason = match error {
-        Error::NotFound { kind: Kind::Exec, name } => {
+        Error::NotFound { kind: error::Kind::Exec, name } => {
             format!("could not find execution instance matching '{}'", name.escape_default())
         }
-        Error::NotFound { kind: Kind::Container, .. } => "container not found".into(),
-        Error::State { kind: Kind::Exec, .. } => "executable already started".into(),
-        Error::State { kind: Kind::Container, state: "is not running", .. } => {
+        Error::NotFound { kind: error::Kind::Container, .. } => "container not found".into(),
+        Error::State { kind: error::Kind::Exec, .. } => "executable already started".into(),
+        Error::State { kind: error::Kind::Container, state: "is not running", .. } => {
             "cannot start container when 'start_container' is false.".into()
         }
         error => one_line(error),
@@ -179,18 +175,20 @@ async fn refuse_start(mut client: WebSocket, form: Form, error: &Error, attach: 
 
 /// Tells a framed client of an error, and of the exit status that a shell would have for it.
 async fn fail(mut client: WebSocket, error: &ErrorBody, exit_code: Option<i32>) {
-    let exit = exit_code.map(|code| {
-        let exit = Exit { code, container_ended: false };
-        let mut frame = vec![Channel::Exit as u8];
-        frame.extend(serde_json::to_vec(&exit).unwrap_or_default());
-        Message::binary(frame)
-    });
+    let exit = exit_code.map(|code| exit_frame(Exit { code, container_ended: false }));
     for message in std::iter::once(in_json(error)).chain(exit) {
         if client.send(message).await.is_err() {
             return;
         }
     }
     socket::close(client, CloseCode::Failed, MessageType::Error, &error.message).await;
+}
+
+fn exit_frame(exit: Exit) -> Message {
+    let mut frame = vec![Channel::Exit as u8];
+    // Two numbers always have a JSON form.
+    frame.extend(serde_json::to_vec(&exit).unwrap_or_default());
+    Message::binary(frame)
 }
 
 fn in_json(error: &ErrorBody) -> Message {
@@ -210,53 +208,45 @@ async fn forward_output(
     client: &mut SplitSink<WebSocket, Message>,
     form: Form,
 ) -> End {
-    let mut held = [Text::default(), Text::default()];
-    loop {
-        let (channel, frame) = match read_frame(&mut process).await {
+    let (mut out, mut err) = (Text::default(), Text::default());
+    let exit = loop {
+        let (kind, frame) = match read_frame(&mut process).await {
             Ok(frame) => frame,
             Err(error) => return End::Lost(error),
         };
         let payload = frame.slice(1..);
-        let channel = Channel::try_from(channel);
-        let message = match (channel, form) {
-            (Ok(Channel::Stdout | Channel::Stderr), Form::Framed) => Some(Message::Binary(frame)),
-            (Ok(Channel::Stdout), Form::Kleene) => held[0].message(&payload),
-            (Ok(Channel::Stderr), Form::Kleene) => held[1].message(&payload),
+        let message = match (kind, form) {
+            (Kind::STDOUT | Kind::STDERR, Form::Framed) => Some(Message::Binary(frame)),
+            (Kind::STDOUT, Form::Kleene) => out.message(&payload),
+            (Kind::STDERR, Form::Kleene) => err.message(&payload),
             // It goes out with the farewell, when what has to be tidied up is.
-            (Ok(Channel::Exit), _) => None,
-            _ => continue,
-        };
-        let exit = match channel {
-            Ok(Channel::Exit) => match serde_json::from_slice::<Exit>(&payload) {
-                Ok(exit) => Some(exit),
-                Err(error) => return End::Lost(error.into()),
-            },
+            (Kind::EXIT, _) => break payload,
             _ => None,
         };
-        let last = held.each_mut().map(|text| if exit.is_some() { text.rest() } else { None });
-        for message in last.into_iter().flatten().chain(message) {
-            if client.send(message).await.is_err() {
-                return End::Gone;
-            }
+        if let Some(message) = message
+            && client.send(message).await.is_err()
+        {
+            return End::Gone;
         }
-        if let Some(exit) = exit {
-            return End::Exit(exit);
+    };
+    for message in [out.rest(), err.rest()].into_iter().flatten() {
+        if client.send(message).await.is_err() {
+            return End::Gone;
         }
     }
+    serde_json::from_slice(&exit).map_or_else(|error| End::Lost(error.into()), End::Exit)
 }
 
-/// One frame of the supervisor's: its channel, and the channel's byte with the payload after it.
-async fn read_frame(process: &mut OwnedReadHalf) -> io::Result<(u8, Bytes)> {
-    let channel = process.read_u8().await?;
-    let length = process.read_u32().await? as usize;
-    if length > PAYLOAD_LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is too long"));
-    }
-    let mut frame = vec![0; length + 1];
+/// One frame of the supervisor's: what it is, and a channel's byte with the payload after it.
+async fn read_frame(process: &mut OwnedReadHalf) -> io::Result<(Kind, Bytes)> {
+    let mut header = [0; Header::SIZE];
+    process.read_exact(&mut header).await?;
+    let header = Header::parse(header)?;
+    let mut frame = vec![0; header.len + 1];
     let (first, payload) = frame.split_at_mut(1);
-    first.copy_from_slice(&[channel]);
+    first.copy_from_slice(&[header.kind.byte()]);
     process.read_exact(payload).await?;
-    Ok((channel, frame.into()))
+    Ok((header.kind, frame.into()))
 }
 
 /// What the client sends goes to the process, until the client has gone. Once the process reads no
@@ -286,30 +276,12 @@ async fn forward_input(
         };
         // An empty payload closes the process's input: only a framed client can mean that.
         if open && (form == Form::Framed || !payload.is_empty()) {
-            open = write_frames(&mut process, channel, &payload).await.is_ok();
+            let mut frames = Vec::with_capacity(Header::SIZE + payload.len());
+            wire::encode(Kind::Channel(channel), &payload, &mut frames);
+            open = process.write_all(&frames).await.is_ok();
         }
     }
     End::Gone
-}
-
-async fn write_frames(
-    process: &mut OwnedWriteHalf,
-    channel: Channel,
-    payload: &[u8],
-) -> io::Result<()> {
-    let mut pieces = payload.chunks(PAYLOAD_LIMIT);
-    let mut piece = pieces.next().unwrap_or_default();
-    loop {
-        let mut frame = Vec::with_capacity(5 + piece.len());
-        frame.push(channel as u8);
-        frame.extend((piece.len() as u32).to_be_bytes());
-        frame.extend(piece);
-        process.write_all(&frame).await?;
-        match pieces.next() {
-            Some(next) => piece = next,
-            None => return Ok(()),
-        }
-    }
 }
 
 /// Output on its way into text frames, which Kleene's client prints; what is no text goes into

@@ -120,11 +120,17 @@ impl Call {
         (self.verb.row().done, Json(body)).into_response()
     }
 
-    /// The answer of a verb that only reads.
+    /// The answer of a verb that is done at once.
     pub(super) fn found<T: Serialize>(&self, result: Result<T>) -> Response {
         match result {
             Ok(found) => self.done(found),
-            Err(error) => self.failed(&error),
+            Err(error) => {
+                // Changes are logged where they are made.
+                if error.code() == ErrorCode::Internal {
+                    tracing::error!("{}", one_line(&error));
+                }
+                self.failed(&error)
+            }
         }
     }
 
@@ -166,9 +172,6 @@ impl Call {
 
     /// The answer that reports an error.
     pub(super) fn failed(&self, error: &Error) -> Response {
-        if error.code() == ErrorCode::Internal {
-            tracing::error!("{}", one_line(error));
-        }
         let body = error.body();
         match (self.manner, self.verb.row().kleene) {
             (Manner::Kleene, Some(statuses)) => {
