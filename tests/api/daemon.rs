@@ -1,0 +1,173 @@
+//! The daemon's own life: its socket, its configuration, its signals, a second one.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use kleene_tests::harness::{Daemon, binary};
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::wire::{Connection, EXACT, Socket, call, exact};
+
+/// Runs kleened, which must end by itself: its exit status and what it said on standard error.
+fn kleened(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(binary("kleened")).args(arguments).output().expect("run kleened");
+    let [out, error] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (output.status.code(), out, error)
+}
+
+#[test]
+fn configtest_says_what_is_wrong_and_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kleened.toml");
+    let name = file.to_str().unwrap();
+    let sample = kleened(&["configtest", "--sample"]);
+    assert_eq!((sample.0, sample.2.as_str()), (Some(0), ""));
+    fs::write(&file, &sample.1).unwrap();
+    assert_eq!(
+        kleened(&["configtest", "--config", name]),
+        (Some(0), format!("{name}: ok\n"), String::new())
+    );
+    for (text, says) in [
+        ("\nsokcet = '/s'", "line 2: unknown key 'sokcet'; the nearest known one is 'socket'"),
+        ("root = 7", "line 1: "),
+        ("storage = 'paper'", "no driver 'paper'; known are auto, dir"),
+        ("socket_group = 'no such group'", "no group 'no such group'"),
+        ("read_only_users = ['no such user']", "no user 'no such user'"),
+    ] {
+        fs::write(&file, text).unwrap();
+        let (status, out, error) = kleened(&["configtest", "--config", name]);
+        assert_eq!((status, out.as_str()), (Some(1), ""));
+        assert!(error.starts_with("kleened: ") && error.contains(says), "{error}");
+        // The daemon refuses it before it touches anything.
+        let (status, _, error) = kleened(&["--config", name]);
+        assert_eq!(status, Some(78));
+        assert!(error.contains(says), "{error}");
+    }
+    let (status, _, error) = kleened(&["--config", "/no/such/file"]);
+    assert_eq!(status, Some(78));
+    assert!(error.contains("/no/such/file"), "{error}");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_root_is_refused() {
+    let daemon = Daemon::start();
+    let text = fs::read_to_string(daemon.home().join("kleened.toml")).unwrap();
+    let file = daemon.home().join("second.toml");
+    let other = text
+        .replace(daemon.socket().to_str().unwrap(), daemon.home().join("sock2").to_str().unwrap());
+    fs::write(&file, other).unwrap();
+    let (status, _, error) = kleened(&["--config", file.to_str().unwrap()]);
+    assert_eq!(status, Some(1));
+    let root = daemon.root();
+    assert!(error.contains(root.to_str().unwrap()), "{error}");
+    assert!(error.contains("another kleened, process "), "{error}");
+    assert!(!daemon.home().join("sock2").exists());
+    // Nor one with another root on the same socket.
+    let other = text.replace(root.to_str().unwrap(), daemon.home().join("root2").to_str().unwrap());
+    fs::write(&file, other).unwrap();
+    let (status, _, error) = kleened(&["--config", file.to_str().unwrap()]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("answers on the socket"), "{error}");
+    assert_eq!(exact(&daemon, "GET /volumes/list", Value::Null).0, 200);
+}
+
+#[test]
+fn a_stale_socket_is_replaced_and_taken_away_at_the_end() {
+    let mut daemon = Daemon::start_with("socket_mode = '0606'\nsocket_group = '4711'", &[]);
+    daemon.stop();
+    drop(UnixListener::bind(daemon.socket()).unwrap());
+    daemon.boot();
+    let metadata = fs::metadata(daemon.socket()).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!((metadata.permissions().mode() & 0o7777, metadata.gid()), (0o606, 4711));
+    assert_eq!(daemon.stop().code(), Some(0));
+    assert!(!daemon.socket().exists());
+    daemon.boot();
+    daemon.kill();
+    assert!(daemon.socket().exists(), "nobody could take it away");
+    daemon.boot();
+    assert_eq!(exact(&daemon, "GET /info", Value::Null).0, 200);
+}
+
+#[test]
+fn sigterm_finishes_what_is_under_way() {
+    let mut daemon = Daemon::with_image();
+    let attach = |name: &str, script: &str| {
+        let config = json!({"image": "base", "name": name, "cmd": ["/bin/sh", "-c", script]});
+        assert_eq!(exact(&daemon, "POST /containers/create", config).0, 201);
+        let exec = call(&daemon, "POST /exec/create", EXACT, &json!({"container_id": name}));
+        let mut socket = Socket::open(&daemon, "/exec/start", None);
+        let start = json!({"exec_id": exec.json()["id"], "attach": true, "start_container": true});
+        socket.send(start.to_string());
+        while socket.text() != "ready\n" {}
+        socket
+    };
+    let mut runs = attach("runs", "echo ready; exec sleep 1000");
+    let stubborn = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut stops = attach("stops", stubborn);
+    let mut connection = Connection::new(&daemon.socket());
+    let exact_status = [("Prefer", "exact-status"), ("Content-Length", "0")];
+    connection.send("POST /containers/stops/stop?time=6", &exact_status, b"");
+    assert_eq!(stops.text(), "asked\n");
+
+    assert_eq!(daemon.stop().code(), Some(0));
+    assert_eq!(connection.answer().status, 200);
+    for socket in [&mut runs, &mut stops] {
+        let (_, code, reason) = socket.rest();
+        assert_eq!(code, 1001);
+        assert!(reason["message"].as_str().unwrap().contains("goes on"), "{reason}");
+    }
+    daemon.boot();
+    let (_, list) = exact(&daemon, "GET /containers/list?all=true", Value::Null);
+    let states: Vec<_> =
+        list.as_array().unwrap().iter().map(|line| (&line["name"], &line["running"])).collect();
+    assert_eq!(states, [(&json!("stops"), &json!(false)), (&json!("runs"), &json!(true))]);
+}
+
+#[test]
+fn sighup_reads_the_configuration_again() {
+    let daemon = Daemon::start_with("socket_mode = '0600'", &[]);
+    let file = daemon.home().join("kleened.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let mode = || fs::metadata(daemon.socket()).unwrap().permissions().mode() & 0o777;
+    let hangup = |expect: &str| {
+        kill_process(daemon.pid(), Signal::HUP).unwrap();
+        while !daemon.log().contains(expect) {
+            std::thread::yield_now();
+        }
+    };
+    assert_eq!(mode(), 0o600);
+    fs::write(&file, format!("{}\nstorage_ = 1", text)).unwrap();
+    hangup("keeping the old configuration");
+    assert_eq!(mode(), 0o600);
+    fs::write(&file, text.replace("0600", "0666").replace("sock\"", "sock2\"")).unwrap();
+    hangup("was read again");
+    assert!(daemon.log().contains("socket has changed: restart kleened"), "{}", daemon.log());
+    assert_eq!(mode(), 0o666);
+}
+
+#[test]
+fn a_read_only_user_looks_and_changes_nothing() {
+    let daemon = Daemon::start_with("socket_mode = '0666'\nread_only_users = ['4711']", &[]);
+    // Into the folder, which is root's alone.
+    fs::set_permissions(daemon.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    let as_user = |uid: u32, arguments: &[&str]| {
+        let mut command = daemon.client();
+        command.args(arguments).uid(uid).gid(4711).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut error = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
+        (child.wait().unwrap().code(), error)
+    };
+    assert_eq!(as_user(4711, &["volume", "ls"]), (Some(0), String::new()));
+    let (status, error) = as_user(4711, &["volume", "create", "v"]);
+    assert_eq!(status, Some(7), "{error}");
+    assert!(error.contains("look and change nothing"), "{error}");
+    assert_eq!(as_user(4712, &["volume", "create", "v"]).0, Some(0));
+}
