@@ -334,8 +334,7 @@ pub(crate) async fn create(args: Create, context: &Context) -> Result<(), Failur
 
 /// Makes a container.
 pub(crate) async fn post(config: &ContainerConfig, context: &Context) -> Result<IdReply, Failure> {
-    let reply = context.client.post(routes::CONTAINER_CREATE, config).await;
-    reply.map_err(|failure| failure.within("could not create container"))
+    context.client.post(routes::CONTAINER_CREATE, config).await
 }
 
 /// Stops at the first failure.

@@ -146,9 +146,7 @@ async fn process(
     context: &Context,
 ) -> Result<IdReply, Failure> {
     let instance: IdReply =
-        context.client.post(routes::EXEC_CREATE, &config).await.map_err(|failure| {
-            failure.within("could not create execution instance").not_started()
-        })?;
+        context.client.post(routes::EXEC_CREATE, &config).await.map_err(Failure::not_started)?;
     attach.note(&format!("created execution instance {}", instance.id));
     let start =
         ExecStart { exec_id: instance.id.clone(), attach: !attach.detach, start_container: true };

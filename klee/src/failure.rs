@@ -21,8 +21,6 @@ pub(crate) enum Failure {
         body: ErrorBody,
         /// The exit status.
         status: u8,
-        /// What was being done, where that does not go without saying.
-        during: Option<&'static str>,
     },
     /// Everything is said already, or nothing needs to be.
     Quiet(u8),
@@ -88,14 +86,6 @@ impl Failure {
         }
     }
 
-    /// The same with words before it that say what was being done.
-    pub(crate) fn within(mut self, what: &'static str) -> Self {
-        if let Self::Reported { during, .. } = &mut self {
-            *during = Some(what);
-        }
-        self
-    }
-
     /// The stable code.
     pub(crate) fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -107,13 +97,10 @@ impl Failure {
     /// Writes the error to standard error and returns the exit status.
     pub(crate) fn report(&self, format: OutputFormat) -> u8 {
         match self {
-            Self::Reported { body, status, during } => {
+            Self::Reported { body, status } => {
                 match (format, serde_json::to_string_pretty(body)) {
                     (OutputFormat::Json, Ok(json)) => print::note(&print::escape_json(&json)),
-                    _ => {
-                        let during = during.map(|what| format!("{what}: ")).unwrap_or_default();
-                        print::note(&format!("klee: {during}{}", print::escape(&body.to_string())));
-                    }
+                    _ => print::note(&format!("klee: {}", print::escape(&body.to_string()))),
                 }
                 *status
             }
@@ -124,6 +111,6 @@ impl Failure {
 
 impl From<ErrorBody> for Failure {
     fn from(body: ErrorBody) -> Self {
-        Self::Reported { status: body.code.exit_status(), body, during: None }
+        Self::Reported { status: body.code.exit_status(), body }
     }
 }
