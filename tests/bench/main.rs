@@ -6,12 +6,16 @@
 
 #[cfg(target_os = "linux")]
 mod copy;
+#[cfg(target_os = "linux")]
+mod daemon;
 mod race;
 
 /// What is measured, by the name that the command line picks it by.
 const TOPICS: &[(&str, fn())] = &[
     #[cfg(target_os = "linux")]
     ("copy", copy::run),
+    #[cfg(target_os = "linux")]
+    ("daemon", daemon::run),
 ];
 
 fn main() {
