@@ -411,10 +411,26 @@ impl Drop for Daemon {
             );
             let _ = child.wait();
         }
+        for pid in supervisors(self.home()) {
+            // Its container dies with it.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
         if thread::panicking() {
             eprintln!("--- kleened said ---\n{}", self.log());
         }
     }
+}
+
+/// The supervisors that watch over something below a directory.
+fn supervisors(home: &Path) -> Vec<rustix::process::Pid> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let watches = |id: &i32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("supervise") && line.contains(&*home.to_string_lossy())
+    };
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(watches).filter_map(rustix::process::Pid::from_raw).collect()
 }
 
 /// Asks again and again until it is true.
