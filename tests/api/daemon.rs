@@ -11,7 +11,7 @@ use kleene_tests::harness::{Daemon, binary};
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::wire::{Connection, EXACT, Socket, call, exact};
+use crate::wire::{Connection, EXACT, Socket, call, exact, until};
 
 /// Runs kleened, which must end by itself: its exit status and what it said on standard error.
 fn kleened(arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -138,9 +138,7 @@ fn sighup_reads_the_configuration_again() {
     let mode = || fs::metadata(daemon.socket()).unwrap().permissions().mode() & 0o777;
     let hangup = |expect: &str| {
         kill_process(daemon.pid(), Signal::HUP).unwrap();
-        while !daemon.log().contains(expect) {
-            std::thread::yield_now();
-        }
+        until(expect, || daemon.log().contains(expect));
     };
     assert_eq!(mode(), 0o600);
     fs::write(&file, format!("{}\nstorage_ = 1", text)).unwrap();

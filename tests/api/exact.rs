@@ -9,7 +9,7 @@ use kleene_tests::image;
 use kleened_api::ErrorCode;
 use serde_json::{Value, json};
 
-use crate::wire::{Connection, EXACT, Socket, ask, call, exact, kleene};
+use crate::wire::{Connection, EXACT, Socket, ask, call, exact, kleene, until};
 
 #[track_caller]
 fn refused(daemon: &Daemon, line: &str, body: Value, code: ErrorCode) -> String {
@@ -62,6 +62,17 @@ fn a_volume_in_use_is_a_conflict_that_names_the_users() {
     refused(&daemon, "POST /containers/create", config, ErrorCode::NotFound);
     refused(&daemon, "POST /containers/web/stop", Value::Null, ErrorCode::WrongState);
     refused(&daemon, "DELETE /images/base", Value::Null, ErrorCode::InUse);
+}
+
+#[test]
+fn a_connection_can_be_kept() {
+    let daemon = Daemon::start();
+    let mut connection = Connection::new(&daemon.socket());
+    for status in [200, 404, 200] {
+        let name = if status == 200 { "list" } else { "nosuch/inspect" };
+        connection.send(&format!("GET /volumes/{name}"), EXACT, b"");
+        assert_eq!(connection.answer().status, status);
+    }
 }
 
 #[test]
@@ -152,9 +163,7 @@ fn clients_that_hang_up_stop_nothing() {
                 connection.send("POST /containers/create", &headers, body.as_bytes());
                 // It is under way when the volume is there.
                 let volume = format!("GET /volumes/{name}/inspect");
-                while exact(daemon, &volume, Value::Null).0 == 404 {
-                    thread::yield_now();
-                }
+                until(name, || exact(daemon, &volume, Value::Null).0 == 200);
             });
         }
     });

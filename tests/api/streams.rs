@@ -98,7 +98,7 @@ fn a_slow_client_holds_the_process_up_and_loses_nothing() {
     let cmd = json!(["/bin/sh", "-c", "yes xxxxxxx | head -c 50000000; echo end >&2"]);
     let exec = instance(&daemon, "c", cmd, false);
     let mut socket = framed(&daemon, &exec);
-    // It is slow to begin: what is on its way must wait.
+    // Nothing waits for this: it only makes the client slow.
     thread::sleep(Duration::from_millis(300));
     let (frames, code, _) = socket.rest();
     assert_eq!((code, channel(&frames, Channel::Stdout).len()), (1000, 50_000_000));

@@ -3,6 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use kleene_tests::harness::{Daemon, PATIENCE};
 use serde_json::{Value, json};
@@ -148,6 +150,16 @@ pub fn kleene(daemon: &Daemon, line: &str, body: Value) -> (u16, Value) {
 pub fn exact(daemon: &Daemon, line: &str, body: Value) -> (u16, Value) {
     let answer = call(daemon, line, EXACT, &body);
     (answer.status, plain(answer.json()))
+}
+
+/// Returns when the condition holds.
+#[track_caller]
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < limit, "{what} does not come");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// The JSON with `<id>`, `<time>` and `<jid>` in place of what is different each time.

@@ -173,7 +173,8 @@ fn override_root(target: &File, record: &VolumeRecord) -> io::Result<()> {
         rustix::fs::fchown(target, Some(owner.0), Some(owner.1))?;
     }
     if let Some(mode) = record.mode {
-        rustix::fs::fchmod(target, rustix::fs::Mode::from_bits_truncate(mode.0))?;
+        let mode = rustix::fs::Mode::from_raw_mode(mode.0 as rustix::fs::RawMode);
+        rustix::fs::fchmod(target, mode)?;
     }
     Ok(())
 }
