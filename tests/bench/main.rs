@@ -8,6 +8,7 @@
 mod copy;
 #[cfg(target_os = "linux")]
 mod daemon;
+#[cfg(target_os = "linux")]
 mod race;
 
 /// What is measured, by the name that the command line picks it by.

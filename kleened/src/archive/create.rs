@@ -419,7 +419,11 @@ fn set_link(header: &mut Header, records: &mut Records, target: &[u8]) {
 }
 
 /// Mode, owner and time; all zero without a `stat`.
-#[allow(clippy::useless_conversion, reason = "the widths differ from system to system")]
+#[allow(
+    clippy::useless_conversion,
+    clippy::unnecessary_cast,
+    reason = "the widths differ from system to system"
+)]
 fn set_numbers(header: &mut Header, records: &mut Records, stat: Option<&Stat>) {
     let (mut mode, mut uid, mut gid, mut mtime) = (0, 0, 0, 0);
     if let Some(stat) = stat {
