@@ -4,8 +4,8 @@
 //! the payload. The first six kinds are those of [`Channel`], and a proxy passes their payloads on
 //! as they are. A client's first frame is [`Kind::Hello`].
 //!
-//! An attached client gets the output, and [`Kind::Exit`] after it. One that is not attached gets
-//! [`Kind::Exit`] as soon as the process has ended. Where the process was the container's first,
+//! An attached client gets the output, and [`Kind::EXIT`] after it. One that is not attached gets
+//! [`Kind::EXIT`] as soon as the process has ended. Where the process was the container's first,
 //! both get [`Kind::Ended`] when the container has ended and, unless its output waits for a client, its
 //! log is complete. Signals and sizes are taken from both.
 //! Where the supervisor has nothing more to say, it closes the connection.
