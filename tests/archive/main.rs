@@ -233,6 +233,7 @@ fn a_later_entry_takes_the_place_of_an_earlier_one() {
         .hard("h2", "h1")
         .hard("h2", "h1")
         .hard("h1", "h2")
+        .hard("h1", "h1")
         .hard("a", "h1")
         .end();
     extract(&bytes, &place.to()).unwrap();

@@ -52,11 +52,14 @@ pub(crate) fn full(f: &mut Fixture) {
 /// Every way in which a tree can differ from one that it was.
 fn change(top: &Path) {
     fs::write(top.join("etc/hostname"), "other\n").unwrap();
-    // Of the same size, at the same time: only the content tells.
-    let times = fs::metadata(top.join("usr/bin/tool")).unwrap().modified().unwrap();
-    let file = fs::OpenOptions::new().write(true).open(top.join("usr/bin/tool")).unwrap();
+    // Of the same size, at the same time: only the content tells, of both its names.
+    let times = fs::metadata(top.join("same-size")).unwrap().modified().unwrap();
+    let file = fs::OpenOptions::new().write(true).open(top.join("same-size")).unwrap();
     (&file).write_all(&[8; 200_000]).unwrap();
     file.set_modified(times).unwrap();
+    // A new file where files inherit an ACL, which this one does not have.
+    fs::write(top.join("acl/plain"), "").unwrap();
+    rustix::fs::removexattr(top.join("acl/plain"), "system.posix_acl_access").unwrap();
     // One of three names of a file becomes a file of its own; another file gets one more name.
     fs::remove_file(top.join("etc/one")).unwrap();
     fs::write(top.join("etc/one"), "alone").unwrap();
@@ -80,7 +83,7 @@ fn change(top: &Path) {
     // Names that sort around a directory's.
     fs::write(top.join("etc-"), "").unwrap();
     fs::write(top.join("etc0"), "").unwrap();
-    fs::remove_dir_all(top.join("acl")).unwrap();
+    fs::remove_dir_all(top.join("etc/alternatives")).unwrap();
     fs::rename(top.join("hole-last"), top.join("sticky/hole")).unwrap();
 }
 
@@ -89,6 +92,8 @@ pub(crate) fn incremental(f: &mut Fixture) {
     f.driver.create(&from, &spec("")).unwrap();
     let data = f.driver.mountpoint(&from);
     sample(&data);
+    fs::write(data.join("same-size"), [7; 200_000]).unwrap();
+    fs::hard_link(data.join("same-size"), data.join("same-size-too")).unwrap();
     f.driver.snapshot(&[from.snapshot("one")]).unwrap();
     f.streams().import(&to, &spec("kept"), &mut &*export(f, &from, "one", None)).unwrap();
     change(&data);

@@ -10,10 +10,10 @@ const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 /// The last three bytes of the magic of a zstd skippable frame, which may come first (RFC 8878).
 const ZSTD_SKIPPABLE: &[u8] = b"\x2a\x4d\x18";
 
-/// The most memory that a decoder may take: enough for `xz -9` (65 MiB) and `zstd -19`, not for
-/// `zstd --ultra --long=31`.
+/// The most memory that `xz` may take: enough for `-9` (65 MiB). The others bound theirs by
+/// themselves: gzip to 32 KiB, zstd to a window of 128 MiB, so that only what was packed with `--long`
+/// and more than 27 is refused.
 const XZ_MEMORY: u64 = 128 << 20;
-const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// The archive inside `input`: decompressed where it is compressed, with every member or frame of
 /// it. A checksum that does not hold and anything that follows the last frame is an error of kind
@@ -38,9 +38,7 @@ pub(super) fn open<'a>(input: &'a mut dyn Read) -> Result<Box<dyn Read + 'a>, Er
                 .map_err(|error| Error::Read(error.into()))?;
         Box::new(liblzma::bufread::XzDecoder::new_stream(input, stream))
     } else if zstd {
-        let mut decoder = zstd::Decoder::with_buffer(input).map_err(Error::Read)?;
-        decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Error::Read)?;
-        Box::new(decoder)
+        Box::new(zstd::Decoder::with_buffer(input).map_err(Error::Read)?)
     } else {
         Box::new(input)
     })
