@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use kleened::copy;
 use kleened::storage::fault::VARIABLE;
 use kleened::storage::{Area, DatasetPath, DatasetSpec, Driver, dir};
 
@@ -130,17 +131,8 @@ fn child() {
 
 fn copy_root(from: &Path, to: &Path) {
     fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let (path, to) = (entry.path(), to.join(entry.file_name()));
-        if entry.file_type().unwrap().is_dir() {
-            copy_root(&path, &to);
-        } else if entry.file_type().unwrap().is_symlink() {
-            symlink(fs::read_link(path).unwrap(), to).unwrap();
-        } else {
-            fs::copy(path, to).unwrap();
-        }
-    }
+    let (from, to) = (fs::File::open(from).unwrap(), fs::File::open(to).unwrap());
+    copy::tree(from.as_fd(), to.as_fd(), &copy::Options::default()).unwrap();
 }
 
 #[test]
@@ -155,6 +147,7 @@ fn killed_between_any_two_steps() {
         copy_root(&before, &after);
         step(&*dir::open(&after).unwrap());
         let is = opened(&after).1;
+        assert_ne!(was, is, "step {index} does nothing");
         for point in 1.. {
             let root = dir.path().join(format!("root-{index}-{point}"));
             copy_root(&before, &root);

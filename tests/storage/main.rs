@@ -47,5 +47,6 @@ on_every_driver! {
     streams::refused as streams_that_do_not_fit,
     streams::cut as cut_streams,
     streams::damaged as damaged_streams,
+    streams::destroyed_meanwhile as streams_of_what_is_destroyed,
     streams::failing_sides as streams_whose_other_side_fails,
 }

@@ -316,3 +316,71 @@ pub(crate) fn failing_sides(f: &mut Fixture) {
     assert!(matches!(f.streams().import_onto(&to, part), Err(Error::Io { .. })));
     assert_eq!(f.names(Area::Volumes), ["from", "to"]);
 }
+
+/// A snapshot that is destroyed while it is exported is gone at once, and the stream is whole all the
+/// same; or the driver refuses to destroy it.
+pub(crate) fn destroyed_meanwhile(f: &mut Fixture) {
+    /// Calls the function once, when the first bytes come.
+    struct AtFirst<'f>(Vec<u8>, Option<Box<dyn FnOnce() + 'f>>);
+    impl Write for AtFirst<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.1.take().into_iter().for_each(|call| call());
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let driver = &*f.driver;
+    for whole in [true, false] {
+        let (path, copy) = (volume("v"), volume("copy"));
+        f.make(&path);
+        let mut random = fs::File::open("/dev/urandom").unwrap();
+        for name in ["a", "b", "c"] {
+            let mut bytes = vec![0; 1 << 20];
+            random.read_exact(&mut bytes).unwrap();
+            fs::write(driver.mountpoint(&path).join(name), bytes).unwrap();
+        }
+        driver.snapshot(&[path.snapshot("s")]).unwrap();
+        let before = describe(&driver.mountpoint(&path));
+        // The data goes later than the snapshot does, and shows when that begins.
+        let last = driver.mountpoint(&path).canonicalize().unwrap().join("c");
+        let stream = std::thread::scope(|scope| {
+            let (path, last) = (&path, &last);
+            let destroy = move || {
+                scope.spawn(move || {
+                    let destroyed = if whole {
+                        driver.destroy(path)
+                    } else {
+                        driver.destroy_snapshot(&path.snapshot("s"))
+                    };
+                    assert!(matches!(destroyed, Ok(true) | Err(Error::Busy(_))), "{destroyed:?}");
+                });
+                // Until it is decided; then, should nobody wait, for a while until it is done.
+                let there = || match driver.snapshots(path) {
+                    Ok(snapshots) => !snapshots.is_empty(),
+                    Err(_) => false,
+                };
+                for _ in 0..100_000 {
+                    if !there() {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+                for _ in 0..20_000 {
+                    if whole && !last.exists() {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+            };
+            let mut out = AtFirst(Vec::new(), Some(Box::new(destroy)));
+            f.streams().export(&path.snapshot("s"), None, &mut out).unwrap();
+            out.0
+        });
+        f.streams().import(&copy, &spec(""), &mut &*stream).unwrap();
+        assert_same_description(&before, &describe(&driver.mountpoint(&copy)));
+        driver.destroy(&copy).unwrap();
+        driver.destroy(&path).unwrap();
+    }
+}
