@@ -4,13 +4,13 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use kleened_sys::fs::{open_directory, remove_tree, rename_noreplace};
+use kleened_sys::fs::{open_directory, remove_tree, rename_noreplace, sync_dir};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::point;
-use super::store::{DATA, Draft, SNAPSHOTS, Store, sync_all};
+use super::store::{DATA, Draft, SNAPSHOTS, Store};
 
 const STEPS: &str = "steps";
 
@@ -57,13 +57,13 @@ impl Step {
                 if inode(batch, part)?.is_some() {
                     rename_noreplace(batch, &**part, snapshots.as_fd(), &**name)?;
                 }
-                sync_all(&[snapshots.as_fd()])
+                sync_dir(&snapshots)
             }
             Self::Content { part, inode: wanted, .. } => {
                 if inode(batch, part)? == Some(*wanted) {
                     exchange(batch, part, home)?;
                 }
-                sync_all(&[home])
+                sync_dir(home)
             }
         }
     }
@@ -96,10 +96,10 @@ impl Step {
 /// be at the next start.
 pub(super) fn commit(store: &Store, mut draft: Draft<'_>, steps: &[Step]) -> io::Result<()> {
     draft.write(STEPS, &serde_json::to_vec(steps)?)?;
-    sync_all(&[draft.fd()])?;
+    sync_dir(draft.fd())?;
     point();
     rustix::fs::renameat(&store.new, &*draft.id, &store.commit, &*draft.id)?;
-    let made = sync_all(&[store.commit.as_fd(), store.new.as_fd()])
+    let made = sync_dir(&store.commit)
         .and_then(|()| steps.iter().try_for_each(|step| make(store, draft.fd(), step)));
     if let Err(error) = made {
         let undone = steps.iter().rev().try_for_each(|step| {

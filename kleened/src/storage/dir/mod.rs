@@ -67,6 +67,21 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
 }
 
 impl Dir {
+    fn look_at(&self, area: BorrowedFd<'_>, path: &DatasetPath) -> Result<Option<Dataset>> {
+        let Some(link) = self.store.look_up_in(area, path)? else { return Ok(None) };
+        let record = match link {
+            Link::Dataset(id) => {
+                let record = self.store.record(path, &id)?;
+                if record.is_none() && self.store.is_gone(path, &id)? {
+                    return Ok(None);
+                }
+                record
+            }
+            Link::Foreign => None,
+        };
+        Ok(Some(Dataset { path: path.clone(), record }))
+    }
+
     /// Fills in what a spec says and makes the draft the dataset `path`.
     fn publish(&self, draft: Draft<'_>, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
         let failed = |error: io::Error| Error::io("make", path, error);
@@ -148,18 +163,8 @@ impl Driver for Dir {
     }
 
     fn get(&self, path: &DatasetPath) -> Result<Option<Dataset>> {
-        let Some(link) = self.store.look_up(path)? else { return Ok(None) };
-        let record = match link {
-            Link::Dataset(id) => {
-                let record = self.store.record(path, &id)?;
-                if record.is_none() && self.store.is_gone(path, &id)? {
-                    return Ok(None);
-                }
-                record
-            }
-            Link::Foreign => None,
-        };
-        Ok(Some(Dataset { path: path.clone(), record }))
+        let area = self.store.area(path.area())?;
+        self.look_at(area.as_fd(), path)
     }
 
     fn list(&self, area: Area) -> Result<Vec<Dataset>> {
@@ -173,7 +178,7 @@ impl Driver for Dir {
             let Ok(name) = name.parse::<VolumeName>() else { continue };
             let Ok(path) = format!("{}/{name}", area.as_str()).parse() else { continue };
             // `None` where it was destroyed meanwhile.
-            found.extend(self.get(&path)?);
+            found.extend(self.look_at(dir.as_fd(), &path)?);
         }
         found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         Ok(found)

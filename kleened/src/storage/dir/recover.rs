@@ -14,12 +14,12 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use kleened_sys::fs::remove_tree;
+use kleened_sys::fs::{remove_tree, sync_dir};
 use rustix::fs::{AtFlags, Dir as Listing};
 
 use super::super::{Area, Error, Result};
 use super::batch;
-use super::store::{COMMIT, DATASETS, DEAD, Link, NEW, Store, read_link, sync_all};
+use super::store::{COMMIT, DATASETS, DEAD, Link, NEW, Store, read_link};
 
 /// Nothing is half done afterwards. A repeat is safe, and so is a crash in it.
 ///
@@ -41,7 +41,7 @@ pub(super) fn recover(store: &Store) -> Result<()> {
         if links.contains_key(&id) {
             rustix::fs::renameat(&store.new, &*id, &store.datasets, &*id)
                 .map_err(|errno| Error::io("finish", format!("{NEW}/{id}"), errno))?;
-            sync_all(&[store.datasets.as_fd(), store.new.as_fd()])
+            sync_dir(&store.datasets)
                 .map_err(|error| Error::io("finish", format!("{NEW}/{id}"), error))?;
         } else if let Err(error) = remove_tree(store.new.as_fd(), &*id) {
             tracing::warn!(id, ?error, "cannot remove a draft");

@@ -104,9 +104,17 @@ impl Store {
 
     /// What the name stands for; `None` where there is certainly nothing.
     pub(super) fn look_up(&self, path: &DatasetPath) -> Result<Option<Link>> {
-        let area = self.area(path.area())?;
+        self.look_up_in(self.area(path.area())?.as_fd(), path)
+    }
+
+    /// The same, in its area that is open already.
+    pub(super) fn look_up_in(
+        &self,
+        area: BorrowedFd<'_>,
+        path: &DatasetPath,
+    ) -> Result<Option<Link>> {
         let _linking = self.linking.read().unwrap_or_else(PoisonError::into_inner);
-        read_link(area.as_fd(), path.name()).map_err(|error| Error::io("look up", path, error))
+        read_link(area, path.name()).map_err(|error| Error::io("look up", path, error))
     }
 
     /// The dataset's own directory.
@@ -238,7 +246,9 @@ impl Store {
             draft.placed = true;
         }
         point();
-        sync_all(&[area.as_fd(), self.datasets.as_fd(), self.new.as_fd()])
+        // A rename is one change: to wait for one of its two folders is enough, here and below.
+        sync_dir(&area)
+            .and_then(|()| sync_dir(&self.datasets))
             .map_err(|error| Error::io("make", path, error))
     }
 
@@ -258,7 +268,7 @@ impl Store {
                 .map_err(failed)?;
             return Err(foreign(path));
         };
-        sync_all(&[area.as_fd(), self.dead.as_fd()]).map_err(failed)?;
+        sync_dir(&area).map_err(failed)?;
         let lock = self.locks.of(&id, "");
         let _lock = lock.write();
         if let Err(error) = self.bury(&id, &dead) {
@@ -305,7 +315,7 @@ impl Store {
             }
         })?;
         point();
-        sync_all(&[new.as_fd(), old.as_fd()]).map_err(failed)
+        sync_dir(&new).map_err(failed)
     }
 
     /// Removes a tree that somebody else could still be looking for, in two steps: it moves to the
@@ -316,7 +326,7 @@ impl Store {
             Err(Errno::NOENT) => return Ok(None),
             other => other?,
         }
-        sync_all(&[dir, self.dead.as_fd()])?;
+        sync_dir(dir)?;
         Ok(Some(dead))
     }
 
@@ -402,10 +412,6 @@ fn check_format(root: &Path, kleene: BorrowedFd<'_>) -> Result<()> {
         text.trim_end().escape_debug(),
         FORMAT_TEXT.trim_end()
     )))
-}
-
-pub(super) fn sync_all(dirs: &[BorrowedFd<'_>]) -> io::Result<()> {
-    dirs.iter().try_for_each(sync_dir)
 }
 
 /// A folder in `new`.
