@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 
 use kleene_tests::programs;
+use kleened::platform::{Error, Launch};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
@@ -232,4 +233,53 @@ fn a_terminal_is_not_the_hosts() {
     let outcome = sandbox.run_launch(&launch).unwrap();
     let expected = "/dev/pts/0\r\n0\r\nptmx\r\n/dev/pts/0\r\nc\r\n80:5\r\n";
     assert_eq!(outcome.output, expected);
+}
+
+#[test]
+fn no_link_of_an_image_leads_through_what_the_supervisor_has_open() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (root, host) = (sandbox.root(), sandbox.dir.path());
+    // Beside and above all that a supervisor has open.
+    for dir in [host.to_owned(), sandbox.run_dir()] {
+        fs::write(dir.join("passwd"), "intruder:x:0:0::/:/bin/sh\n").unwrap();
+        fs::write(dir.join("program"), "#!/bin/sh\necho out\n").unwrap();
+        fs::set_permissions(dir.join("program"), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::create_dir(root.join("links")).unwrap();
+    for n in 3..64 {
+        let place = |what: &str| format!("/proc/self/fd/{n}{what}");
+        symlink(place(""), root.join(format!("links/dir{n}"))).unwrap();
+        symlink(place("/../program"), root.join(format!("links/program{n}"))).unwrap();
+        for pid in ["self", "1"] {
+            let target = format!("/proc/{pid}/fd/{n}/../passwd");
+            symlink(target, root.join(format!("links/passwd-{pid}-{n}"))).unwrap();
+        }
+    }
+    let refused = |launch: &Launch, what: &str| match sandbox.platform.launch(launch) {
+        Err(Error::Start { .. }) => (),
+        other => panic!("{what}: {other:?}"),
+    };
+    let attempts = |make: &dyn Fn(&[&str]) -> Launch| {
+        for n in 3..64 {
+            let mut launch = make(&["ls", "-a"]);
+            launch.process.workdir = format!("/links/dir{n}");
+            refused(&launch, &launch.process.workdir);
+            refused(&make(&[&format!("/links/program{n}")]), "a program");
+            for pid in ["self", "1"] {
+                fs::rename(root.join(format!("links/passwd-{pid}-{n}")), root.join("etc/passwd"))
+                    .unwrap();
+                let mut launch = make(&["true"]);
+                launch.process.user = "intruder".to_owned();
+                refused(&launch, &format!("{pid} {n}"));
+                fs::rename(root.join("etc/passwd"), root.join(format!("links/passwd-{pid}-{n}")))
+                    .unwrap();
+            }
+        }
+    };
+    attempts(&|argv| sandbox.first(argv));
+    fs::write(root.join("etc/passwd"), "root:x:0:0::/:/bin/sh\n").unwrap();
+    let (client, _) = sandbox.start("");
+    attempts(&|argv| sandbox.joined(argv));
+    drop(client);
 }

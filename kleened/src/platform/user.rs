@@ -2,8 +2,9 @@
 //! of the host's has no say inside.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 
 /// What a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,8 +105,10 @@ pub(super) fn read(path: &str) -> io::Result<Vec<u8>> {
     const LONGEST: u64 = 16 * 1024 * 1024;
     // Opening a fifo or a device must not block.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => return Ok(Vec::new()),
+    let root = kleened_sys::fs::open_directory(rustix::fs::CWD, "/")?;
+    // Never through a link of /proc that the kernel makes up, which can lead anywhere.
+    let file = match kleened_sys::fs::resolve_in_root(root.as_fd(), path, flags) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
     let mut bytes = Vec::new();

@@ -91,8 +91,9 @@ pub fn close_rest_on_exec() -> io::Result<()> {
 }
 
 fn close_range(first: u32, last: u32, flags: i32) -> io::Result<()> {
-    // SAFETY: the callers are about to end, to execute a program, or have just begun: nobody uses
-    // the descriptors' numbers any more, or yet.
+    // SAFETY: the callers are about to end, to execute a program, or have just begun, some of them as
+    // forked children that never return to where the numbers are known: nobody uses them any more, or
+    // yet.
     let result = unsafe { libc::close_range(first, last, flags) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -95,6 +95,13 @@ impl Parts {
         let mounts = setup.mounts.iter().map(Part::open).collect::<Result<_, _>>()?;
         Ok(Self { root, terminals, mounts })
     }
+
+    /// What is open of it.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mounts =
+            self.mounts.iter().flat_map(|part| [part.source.file.as_fd(), part.tree.as_fd()]);
+        mounts.chain([self.root.as_fd(), self.terminals.as_fd()]).collect()
+    }
 }
 
 impl Part {

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kleened_sys::seccomp::{self, Denied};
 use rustix::fs::{Gid, Mode, Uid};
@@ -62,11 +62,15 @@ const fn denied(call: i64) -> Denied {
 
 /// This process is the program. What goes wrong goes over the line, which is closed otherwise.
 pub(super) fn execute(process: &Process, stdio: &Stdio, line: &OwnedFd) -> ! {
-    let Err(failure) = become_program(process, stdio);
+    let Err(failure) = become_program(process, stdio, line);
     give_up(line, failure)
 }
 
-fn become_program(process: &Process, stdio: &Stdio) -> Result<std::convert::Infallible, Failure> {
+fn become_program(
+    process: &Process,
+    stdio: &Stdio,
+    line: &OwnedFd,
+) -> Result<std::convert::Infallible, Failure> {
     let program = process.argv.first().map_or("", String::as_str);
     let fail = |reason: String| start_error(program, reason, 126);
     let step = |what: &'static str| {
@@ -81,12 +85,16 @@ fn become_program(process: &Process, stdio: &Stdio) -> Result<std::convert::Infa
         rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
             .map_err(step("give a terminal to"))?;
     }
+    let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
+    // From here on paths of the container are looked up, and one may be a link into /proc/self/fd.
+    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let [input, output, errors] = standard;
+    kleened_sys::process::close_all_but(&[input, output, errors, line.as_fd()]).map_err(system)?;
     let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
     let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
     let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
-    let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
     seccomp::deny(DENIED).map_err(system)?;
-    own_stdio(stdio, &user).map_err(step("give its input and output to"))?;
+    own_standard(standard, stdio.terminal, &user).map_err(step("give its input and output to"))?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     become_user(&user).map_err(step("change the user of"))?;
     // After the user changed, because that takes it back.
@@ -99,6 +107,11 @@ fn become_program(process: &Process, stdio: &Stdio) -> Result<std::convert::Infa
         }
         _ => fail(format!("can't start in the directory {workdir}: {}", io::Error::from(errno))),
     })?;
+    // The kernel's word: it says "(unreachable)" of a directory outside of the root.
+    let place = rustix::process::getcwd(Vec::new()).map_err(step("look for the directory of"))?;
+    if !place.as_bytes().starts_with(b"/") {
+        return Err(fail(format!("the directory {workdir} is not in the container")));
+    }
     kleened_sys::process::close_rest_on_exec().map_err(system)?;
     kleened_sys::process::reset_signals().map_err(system)?;
     Err(run(process, &user))
@@ -109,10 +122,10 @@ fn start_error(program: &str, reason: String, exit_code: i32) -> Failure {
 }
 
 /// The user can open what it got as input and output anew, as `/dev/stdout`.
-fn own_stdio(stdio: &Stdio, user: &User) -> Result<(), Errno> {
-    let group = if stdio.terminal { TTY } else { user.gid };
+fn own_standard(files: [BorrowedFd<'_>; 3], terminal: bool, user: &User) -> Result<(), Errno> {
+    let group = if terminal { TTY } else { user.gid };
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(group));
-    for file in [&stdio.input, &stdio.output, &stdio.errors] {
+    for file in files {
         rustix::fs::fchown(file, Some(uid), Some(gid))?;
     }
     Ok(())

@@ -176,6 +176,10 @@ pub(super) struct Stdio {
 }
 
 impl Stdio {
+    fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
+        [self.input.as_fd(), self.output.as_fd(), self.errors.as_fd()]
+    }
+
     fn into_terminal(self) -> Option<OwnedFd> {
         self.terminal.then_some(self.input)
     }
@@ -343,6 +347,7 @@ fn is_abandoned(line: &OwnedFd) -> bool {
 fn be_init(setup: &Setup, parts: Parts, process: &Process, stdio: &Stdio, line: Far) -> ! {
     let Far { report, failure } = line;
     let begun = (|| -> Result<Pid, Failure> {
+        close_supervisors(&parts.descriptors(), stdio, &report, &failure)?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(|errno| Error::io("protect", "pid 1", errno))?;
         if is_abandoned(&failure) {
@@ -364,6 +369,23 @@ fn be_init(setup: &Setup, parts: Parts, process: &Process, stdio: &Stdio, line: 
     }
 }
 
+/// This process, which was forked from the supervisor, has nothing of it open but these, the standard
+/// ones (of no use to anybody) and the line: what is of the host would be a way out for a process
+/// inside that reaches it through `/proc`.
+fn close_supervisors(
+    keep: &[BorrowedFd<'_>],
+    stdio: &Stdio,
+    report: &OwnedFd,
+    failure: &OwnedFd,
+) -> Result<(), Error> {
+    let mut keep = keep.to_vec();
+    keep.extend([rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()]);
+    keep.extend(stdio.descriptors());
+    keep.extend([report.as_fd(), failure.as_fd()]);
+    kleened_sys::process::close_all_but(&keep)
+        .map_err(|error| Error::io("close", "the supervisor's files", error))
+}
+
 /// Waits for every child that has ended. Whether there is none left.
 fn reap_all() -> bool {
     loop {
@@ -379,6 +401,8 @@ fn reap_all() -> bool {
 /// for: so the container does not end before the process.
 fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
     let Far { report, failure } = line;
+    close_supervisors(&[init.as_fd()], stdio, &report, &failure)
+        .unwrap_or_else(|error| give_up(&failure, error));
     let enter = |spaces| {
         rustix::thread::move_into_thread_name_spaces(init.as_fd(), spaces)
             .unwrap_or_else(|errno| give_up(&failure, Error::io("enter", "the container", errno)));
