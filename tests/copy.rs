@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use kleene_tests::manifest::{differences, manifest};
 use kleene_tests::mounts::{Mounted, private, skip};
@@ -53,6 +55,15 @@ fn run(program: &str, arguments: &[&OsStr]) {
     let output = Command::new(program).args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {said}");
+}
+
+/// Tells another thread to stop, also where this one panics.
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
 }
 
 fn has(program: &str) -> bool {
@@ -536,7 +547,6 @@ fn a_cancelled_copy_ends() {
         });
         progress
     };
-    use std::sync::atomic::Ordering::Relaxed;
     let progress = cancelled(&many, "at-once", |_| true);
     assert!(progress.files.load(Relaxed) < 2000);
     let progress = cancelled(&many, "in-between", |p| p.files.load(Relaxed) > 100);
@@ -550,11 +560,11 @@ fn files_that_change_meanwhile_do_no_harm() {
     let dir = Scratch::new();
     let source = dir.path().join("source");
     fs::create_dir(&source).unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut size = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Relaxed) {
                 size = (size * 7 + 100_003) % 5_000_000;
                 for i in 0..10 {
                     let path = source.join(i.to_string());
@@ -564,16 +574,20 @@ fn files_that_change_meanwhile_do_no_harm() {
                     if i % 3 == 0 {
                         let _ = fs::rename(&path, source.join(format!("{i}-moved")));
                     }
+                    let link = source.join(format!("{i}-link"));
+                    if fs::remove_file(&link).is_err() {
+                        symlink("text", link).unwrap();
+                    }
                     if i % 5 == 0 {
                         let _ = fs::remove_file(source.join(format!("{i}-moved")));
                     }
                 }
             }
         });
+        let _stop = Stop(&stop);
         for i in 0..30 {
             copy(&source, &dir.path().join(format!("copy-{i}")), &Options::default()).unwrap();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }
 
@@ -583,16 +597,16 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
     let (source, outside) = (dir.path().join("source"), dir.path().join("outside"));
     for i in 0..20 {
         fs::create_dir_all(source.join(format!("{i}/below"))).unwrap();
-        symlink(&outside, source.join(format!("link-{i}"))).unwrap();
+        symlink("../outside", source.join(format!("link-{i}"))).unwrap();
     }
     fs::create_dir_all(outside.join("below")).unwrap();
     fs::write(outside.join("secret"), "secret").unwrap();
     fs::write(outside.join("below/secret"), "secret").unwrap();
     let fd = open(&source);
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Relaxed) {
                 for i in 0..20 {
                     let (a, b) = (i.to_string(), format!("link-{i}"));
                     let exchange = rustix::fs::RenameFlags::EXCHANGE;
@@ -600,6 +614,7 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
                 }
             }
         });
+        let _stop = Stop(&stop);
         for i in 0..60 {
             // What it can't make sense of it may refuse.
             let to = dir.path().join(format!("copy-{i}"));
@@ -607,7 +622,6 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
             let copied = manifest(&to).unwrap();
             assert!(copied.keys().all(|path| !path.ends_with(b"secret")), "{:?}", copied.keys());
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }
 
@@ -623,18 +637,28 @@ fn mounts_stay_out_unless_asked_for() {
     fs::create_dir(&host).unwrap();
     fs::write(source.join("on/file"), "below").unwrap();
     fs::write(host.join("inside"), "mounted").unwrap();
+    // A file of the tree itself that is mounted elsewhere in it is not one of its names there.
+    fs::write(source.join("on/again"), "").unwrap();
+    fs::write(source.join("own"), "own").unwrap();
+    fs::hard_link(source.join("own"), source.join("zz-own")).unwrap();
     fs::set_permissions(&host, fs::Permissions::from_mode(0o711)).unwrap();
     // Of the same file system: the device's number says nothing.
     let none = None::<&str>;
-    for (from, to) in [(host.clone(), "on/dir"), (host.join("inside"), "on/file")] {
-        mount(Some(&from), &source.join(to), none, MsFlags::MS_BIND, none).unwrap();
+    let inside = host.join("inside");
+    for (from, to) in [(&host, "on/dir"), (&inside, "on/file"), (&source.join("own"), "on/again")] {
+        mount(Some(from), &source.join(to), none, MsFlags::MS_BIND, none).unwrap();
     }
     let to = dir.path().join("without");
     let summary = copy(&source, &to, &Options::default()).unwrap();
-    assert_eq!((summary.mounts, summary.bytes), (2, 0));
+    assert_eq!((summary.mounts, summary.bytes, summary.hard_links), (3, 3, 1));
     assert_eq!(fs::read_dir(to.join("on/dir")).unwrap().count(), 0);
     assert_eq!(fs::metadata(to.join("on/dir")).unwrap().mode() & 0o7777, 0o711);
     assert_eq!(fs::metadata(to.join("on/file")).unwrap().len(), 0);
+    assert_eq!(fs::metadata(to.join("on/again")).unwrap().len(), 0);
+    for name in ["own", "zz-own"] {
+        assert_eq!(fs::read(to.join(name)).unwrap(), b"own");
+        assert_eq!(fs::metadata(to.join(name)).unwrap().nlink(), 2);
+    }
 
     let to = dir.path().join("with");
     let options = Options { one_file_system: false, ..Options::default() };

@@ -1,15 +1,16 @@
 //! What is not a directory.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use kleened_sys::fs::{self, Attributes, Cloned};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode};
+use rustix::io::Errno;
 
 use super::Error;
 use super::links::Name;
 use super::queue::{Task, Work};
-use super::worker::{Place, Worker};
+use super::worker::{Access, Place, Source, Worker};
 
 /// Bytes that are copied between two looks at whether to go on.
 const STEP: u64 = 16 * 1024 * 1024;
@@ -17,60 +18,66 @@ const STEP: u64 = 16 * 1024 * 1024;
 impl Worker<'_> {
     /// Copies an entry that is no directory, going by the type that the listing gave.
     pub(super) fn entry(&mut self, place: Place<'_>, kind: FileType) -> Result<(), Error> {
-        if kind == FileType::RegularFile {
-            return self.file(place);
-        }
-        let attributes = match fs::attributes_at(place.from(), place.name) {
-            Ok(attributes) => attributes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.summary.vanished += 1;
-                return Ok(());
+        let mut kind = kind;
+        // The listing may give no type, or somebody may have put something else there since.
+        for _ in 0..3 {
+            let copied = match kind {
+                FileType::RegularFile => self.file(place)?,
+                _ => self.other(place)?,
+            };
+            match copied {
+                Ok(()) => return Ok(()),
+                Err(found) => kind = found,
             }
-            Err(error) => return Err(place.failed("statx", error)),
+        }
+        Err(place.failed("openat", Errno::STALE))
+    }
+
+    /// Copies a regular file; tells what it is where it is something else.
+    fn file(&mut self, place: Place<'_>) -> Result<Result<(), FileType>, Error> {
+        let (from, attributes) = match self.open(place, Access::File)? {
+            Source::Open(from, attributes) => (from, attributes),
+            Source::Mount(attributes) => return self.mount_point(place, &attributes),
+            Source::Gone => return Ok(Ok(())),
+        };
+        if attributes.kind != FileType::RegularFile {
+            return Ok(Err(attributes.kind));
+        }
+        if let Some(to) = self.name(place, &attributes, || create(place, &attributes))? {
+            self.content(place, from.as_fd(), to.as_fd(), &attributes)?;
+            self.finish(place, to.as_fd(), Some(from.as_fd()), &attributes)?;
+            self.count_file();
+        }
+        Ok(Ok(()))
+    }
+
+    /// Copies a link, a fifo, a socket or a device node, or leaves a task for a directory; tells what it
+    /// is where it is a file.
+    fn other(&mut self, place: Place<'_>) -> Result<Result<(), FileType>, Error> {
+        // The descriptor holds on to what is copied: all that is read is of one and the same thing.
+        let (from, attributes) = match self.open(place, Access::Place)? {
+            Source::Open(from, attributes) => (from, attributes),
+            Source::Mount(attributes) => return self.mount_point(place, &attributes),
+            Source::Gone => return Ok(Ok(())),
         };
         match attributes.kind {
-            // The listing gave no type.
-            FileType::RegularFile => self.file(place),
-            FileType::Directory => {
-                place.directory.begin(1);
-                let work = Work::Enter(place.name.to_owned());
-                self.push(Task { directory: place.directory.clone(), work });
-                Ok(())
-            }
-            _ => self.special(place, &attributes),
+            FileType::RegularFile => return Ok(Err(attributes.kind)),
+            FileType::Directory => self.push_directory(place),
+            _ => self.special(place, from.as_fd(), &attributes)?,
         }
+        Ok(Ok(()))
     }
 
-    fn file(&mut self, place: Place<'_>) -> Result<(), Error> {
-        let Some((from, attributes)) = self.open(place, OFlags::empty())? else { return Ok(()) };
-        if attributes.kind != FileType::RegularFile {
-            // It was replaced since the listing.
-            return self.special(place, &attributes);
-        }
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode((attributes.mode & 0o777) as RawMode);
-        let Some(to) = self.name(place, &attributes, || {
-            rustix::fs::openat(place.to(), place.name, flags, mode)
-                .map_err(|e| place.failed("openat", e))
-        })?
-        else {
-            return Ok(());
-        };
-        if let Some(from) = &from {
-            self.content(place, from.as_fd(), to.as_fd(), &attributes)?;
-        }
-        self.finish(place, to.as_fd(), from.as_ref().map(AsFd::as_fd), &attributes)?;
-        self.count_file();
-        Ok(())
-    }
-
-    /// A link, a fifo, a socket or a device node.
-    fn special(&mut self, place: Place<'_>, attributes: &Attributes) -> Result<(), Error> {
-        let mode = Mode::from_raw_mode((attributes.mode & 0o777) as RawMode);
+    fn special(
+        &mut self,
+        place: Place<'_>,
+        from: BorrowedFd<'_>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        let mode = made_with(attributes);
         let make = || match attributes.kind {
             FileType::Symlink => {
-                let text = rustix::fs::readlinkat(place.from(), place.name, Vec::new())
+                let text = rustix::fs::readlinkat(from, c"", Vec::new())
                     .map_err(|e| place.failed("readlinkat", e))?;
                 rustix::fs::symlinkat(text, place.to(), place.name)
                     .map_err(|e| place.failed("symlinkat", e))
@@ -81,10 +88,33 @@ impl Worker<'_> {
                 .map_err(|e| place.failed("mknodat", e)),
         };
         if self.name(place, attributes, make)?.is_some() {
-            self.finish_unopened(place, attributes)?;
+            self.finish_unopened(place, from, attributes)?;
             self.count_file();
         }
         Ok(())
+    }
+
+    /// Makes an empty file in the place of one that something is mounted on.
+    fn mount_point(
+        &mut self,
+        place: Place<'_>,
+        attributes: &Attributes,
+    ) -> Result<Result<(), FileType>, Error> {
+        if attributes.kind == FileType::Directory {
+            self.push_directory(place);
+            return Ok(Ok(()));
+        }
+        self.summary.mounts += 1;
+        let to = create(place, attributes)?;
+        self.finish(place, to.as_fd(), None, attributes)?;
+        self.count_file();
+        Ok(Ok(()))
+    }
+
+    fn push_directory(&self, place: Place<'_>) {
+        place.directory.begin(1);
+        let work = Work::Enter(place.name.to_owned());
+        self.push(Task { directory: place.directory.clone(), work });
     }
 
     /// Makes the entry, or links it to an earlier name of the same file; then there is nothing left to
@@ -191,4 +221,15 @@ impl Worker<'_> {
             progress.files.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// The mode to make something with; the other bits are set when it has its owner.
+fn made_with(attributes: &Attributes) -> Mode {
+    Mode::from_raw_mode((attributes.mode & 0o777) as RawMode)
+}
+
+fn create(place: Place<'_>, attributes: &Attributes) -> Result<OwnedFd, Error> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(place.to(), place.name, flags, made_with(attributes))
+        .map_err(|e| place.failed("openat", e))
 }

@@ -47,10 +47,11 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// The same for what can't be opened.
+    /// The same for what can't be opened; `from` only stands for it.
     pub(super) fn finish_unopened(
         &mut self,
         place: Place<'_>,
+        from: BorrowedFd<'_>,
         attributes: &Attributes,
     ) -> Result<(), Error> {
         let nofollow = AtFlags::SYMLINK_NOFOLLOW;
@@ -64,13 +65,7 @@ impl Worker<'_> {
             fs::chmod_at(place.to(), place.name, attributes.mode)
                 .map_err(|e| place.failed("fchmodat", e))?;
         }
-        #[cfg(target_os = "linux")]
-        self.xattrs(
-            place,
-            Node::At(place.from(), place.name),
-            Node::At(place.to(), place.name),
-            attributes,
-        )?;
+        self.xattrs(place, Node::Place(from), Node::At(place.to(), place.name), attributes)?;
         rustix::fs::utimensat(place.to(), place.name, &attributes.times, nofollow)
             .map_err(|e| place.failed("utimensat", e))?;
         self.note_flags(place, attributes);

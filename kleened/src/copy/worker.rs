@@ -46,6 +46,26 @@ pub(super) struct Place<'p> {
     pub(super) name: &'p CStr,
 }
 
+/// What an entry of the source is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// To be read.
+    File,
+    /// To be listed.
+    Directory,
+    /// Only to hold on to it, whatever it is.
+    Place,
+}
+
+/// An entry of the source.
+pub(super) enum Source {
+    Open(OwnedFd, Attributes),
+    /// Something that is to stay out is mounted on it.
+    Mount(Attributes),
+    /// Somebody removed it.
+    Gone,
+}
+
 impl Place<'_> {
     pub(super) fn from(&self) -> BorrowedFd<'_> {
         self.pair.from.as_fd()
@@ -171,8 +191,10 @@ impl<'c> Worker<'c> {
     fn enter(&mut self, parent: &Arc<Directory>, pair: &Pair, name: CString) -> Result<(), Error> {
         let place = Place { directory: parent, pair, name: &name };
         self.check()?;
-        let Some((from, attributes)) = self.open(place, OFlags::DIRECTORY)? else {
-            return Ok(());
+        let source = self.open(place, Access::Directory)?;
+        let attributes = match &source {
+            Source::Open(_, attributes) | Source::Mount(attributes) => attributes,
+            Source::Gone => return Ok(()),
         };
         if attributes.id == self.copy.target {
             return Err(Error::Inside { path: parent.path(&name) });
@@ -180,10 +202,10 @@ impl<'c> Worker<'c> {
         rustix::fs::mkdirat(place.to(), &*name, Mode::RWXU)
             .map_err(|e| place.failed("mkdirat", e))?;
         let to = fs::open_directory(place.to(), &*name).map_err(|e| place.failed("openat", e))?;
-        let Some(from) = from else {
-            // A mount.
+        let Source::Open(from, attributes) = source else {
+            self.summary.mounts += 1;
             self.summary.directories += 1;
-            return self.finish(place, to.as_fd(), None, &attributes);
+            return self.finish(place, to.as_fd(), None, attributes);
         };
         let inside = Pair::new(from, to);
         let directory = Directory::new(parent.clone(), name, attributes, inside.clone());
@@ -192,14 +214,8 @@ impl<'c> Worker<'c> {
         self.end(&directory)
     }
 
-    /// An entry of the source, open to be read, and its attributes. Where it is a mount that is to
-    /// stay out, only the attributes; `None` where it is gone.
-    pub(super) fn open(
-        &mut self,
-        place: Place<'_>,
-        kind: OFlags,
-    ) -> Result<Option<(Option<OwnedFd>, Attributes)>, Error> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | kind;
+    /// Opens an entry of the source.
+    pub(super) fn open(&mut self, place: Place<'_>, access: Access) -> Result<Source, Error> {
         let open = |flags| {
             if self.copy.options.one_file_system {
                 return fs::open_unmounted(place.from(), place.name, flags);
@@ -207,32 +223,36 @@ impl<'c> Worker<'c> {
             let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::openat(place.from(), place.name, flags, Mode::empty())
         };
-        let opened = match self.copy.noatime() {
-            Some(noatime) => match open(flags | noatime) {
+        let flags = match access {
+            Access::Place => OFlags::PATH,
+            Access::File => OFlags::RDONLY | OFlags::NONBLOCK,
+            Access::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
+        };
+        let noatime = self.copy.noatime();
+        let opened = if access == Access::Place || noatime.is_empty() {
+            open(flags)
+        } else {
+            match open(flags | noatime) {
                 // Only the owner and the privileged may.
                 Err(Errno::PERM) => {
                     self.copy.no_noatime.store(true, Ordering::Relaxed);
                     open(flags)
                 }
                 other => other,
-            },
-            None => open(flags),
+            }
         };
         match opened {
             Ok(file) => {
                 let attributes =
                     fs::attributes(file.as_fd()).map_err(|e| place.failed("statx", e))?;
-                Ok(Some((Some(file), attributes)))
+                Ok(Source::Open(file, attributes))
             }
-            Err(Errno::XDEV) => {
-                self.summary.mounts += 1;
-                let attributes = fs::attributes_at(place.from(), place.name)
-                    .map_err(|e| place.failed("statx", e))?;
-                Ok(Some((None, attributes)))
-            }
+            Err(Errno::XDEV) => fs::attributes_at(place.from(), place.name)
+                .map(Source::Mount)
+                .map_err(|e| place.failed("statx", e)),
             Err(Errno::NOENT) => {
                 self.summary.vanished += 1;
-                Ok(None)
+                Ok(Source::Gone)
             }
             Err(errno) => Err(place.failed("openat", errno)),
         }
@@ -273,11 +293,12 @@ impl Directory {
 
 impl Copy<'_> {
     /// The flag that leaves the time of reading alone, while it may be used.
-    fn noatime(&self) -> Option<OFlags> {
+    fn noatime(&self) -> OFlags {
         #[cfg(target_os = "linux")]
-        return (!self.no_noatime.load(Ordering::Relaxed)).then_some(OFlags::NOATIME);
-        #[cfg(not(target_os = "linux"))]
-        None
+        if !self.no_noatime.load(Ordering::Relaxed) {
+            return OFlags::NOATIME;
+        }
+        OFlags::empty()
     }
 
     /// Whether half of the descriptors that the process may have are directories' now.

@@ -79,6 +79,11 @@ struct Removal<'d> {
 impl Removal<'_> {
     fn run(&mut self, top: &CStr) -> io::Result<()> {
         self.enter(top)?;
+        self.empty(top)
+    }
+
+    /// Removes what was entered.
+    fn empty(&mut self, top: &CStr) -> io::Result<()> {
         loop {
             let Some(level) = self.levels.last_mut() else { return Ok(()) };
             if let Some(child) = level.directories.pop() {
@@ -94,7 +99,7 @@ impl Removal<'_> {
                 continue;
             }
             drop(done.fd);
-            let parent = self.here();
+            let parent = self.here()?;
             let removed = match rustix::fs::unlinkat(parent, &*done.name, AtFlags::REMOVEDIR) {
                 Err(Errno::PERM) => {
                     unprotect(parent, &done.name);
@@ -114,8 +119,10 @@ impl Removal<'_> {
     }
 
     /// The directory that holds what is dealt with next.
-    fn here(&self) -> BorrowedFd<'_> {
-        self.levels.last().and_then(|l| l.fd.as_ref()).map_or(self.dir, |fd| fd.as_fd())
+    fn here(&self) -> rustix::io::Result<BorrowedFd<'_>> {
+        let Some(level) = self.levels.last() else { return Ok(self.dir) };
+        // Whoever goes back to a level opens it first.
+        level.fd.as_ref().map(|fd| fd.as_fd()).ok_or(Errno::BADF)
     }
 
     /// Makes sure that the last level, whose child is done, is open. False where it can't be reached.
@@ -135,12 +142,12 @@ impl Removal<'_> {
 
     /// Removes everything in the directory `name` but directories, which become the next level.
     fn enter(&mut self, name: &CStr) -> io::Result<()> {
-        let fd = match super::open_unmounted(self.here(), name, OFlags::RDONLY | OFlags::DIRECTORY)
+        let fd = match super::open_unmounted(self.here()?, name, OFlags::RDONLY | OFlags::DIRECTORY)
         {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(()),
             Err(Errno::NOTDIR | Errno::LOOP | Errno::MLINK) => {
-                return match self.unlink(self.here(), name)? {
+                return match self.unlink(self.here()?, name)? {
                     Unlinked::Gone => Ok(()),
                     Unlinked::IsDirectory => {
                         self.race(name)?;
@@ -163,7 +170,7 @@ impl Removal<'_> {
                 continue;
             }
             if entry.file_type() == FileType::Directory
-                || self.unlink(self.here(), name)? == Unlinked::IsDirectory
+                || self.unlink(self.here()?, name)? == Unlinked::IsDirectory
             {
                 directories.push(name.to_owned());
             }
@@ -315,6 +322,35 @@ mod tests {
             stop.store(true, Ordering::Relaxed);
         });
         assert!(!tree.exists());
+    }
+
+    #[test]
+    fn the_way_back_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = open(dir.path());
+        let mut deep = PathBuf::from("tree");
+        let mut removal = Removal { dir: fd.as_fd(), levels: Vec::new(), races: 0 };
+        let depth = WINDOW + 10;
+        for level in 0..depth {
+            fs::create_dir_all(dir.path().join(&deep).join("beside")).unwrap();
+            if level + 1 < depth {
+                deep.push("deeper");
+            }
+        }
+        removal.enter(c"tree").unwrap();
+        for _ in 1..depth {
+            let children = &mut removal.levels.last_mut().unwrap().directories;
+            children.retain(|name| name.as_c_str() != c"deeper");
+            removal.enter(c"deeper").unwrap();
+        }
+        // Meanwhile somebody moves a part, the way back of which was closed, to a directory that has
+        // the same names.
+        fs::create_dir_all(dir.path().join("other/beside/precious")).unwrap();
+        let moved = dir.path().join("tree/deeper/deeper");
+        fs::rename(moved, dir.path().join("other/deeper")).unwrap();
+        removal.empty(c"tree").unwrap();
+        assert!(!dir.path().join("tree").exists());
+        assert!(dir.path().join("other/beside/precious").exists());
     }
 
     #[cfg(target_os = "linux")]

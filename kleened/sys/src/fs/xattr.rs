@@ -9,8 +9,10 @@ use std::os::fd::BorrowedFd;
 pub enum Node<'a> {
     /// An open file or directory.
     Open(BorrowedFd<'a>),
-    /// A name in a directory, itself and not what it links to. FreeBSD has no call for this, so there
-    /// every function fails with EOPNOTSUPP.
+    /// What a descriptor of `O_PATH` stands for, a link itself included. On FreeBSD, which has no call
+    /// for this, it has no attributes, and can get none (EOPNOTSUPP).
+    Place(BorrowedFd<'a>),
+    /// A name in a directory, itself and not what it links to. As [`Place`](Self::Place) on FreeBSD.
     At(BorrowedFd<'a>, &'a CStr),
 }
 
@@ -63,6 +65,7 @@ mod platform {
     use rustix::io::Errno;
 
     use super::Node;
+    use crate::fs::proc_path;
 
     /// The kernel's limit of both a list and a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
     const MAX: usize = 65536;
@@ -96,6 +99,11 @@ mod platform {
     pub(super) fn list(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
         match node {
             Node::Open(fd) => fill(names, |buffer| fs::flistxattr(fd, buffer)),
+            // Where the path is the descriptor itself, the kernel goes where it stands and no further.
+            Node::Place(fd) => {
+                let path = proc_path(fd);
+                fill(names, |buffer| fs::listxattr(&path, buffer))
+            }
             Node::At(dir, name) => {
                 let path = path(dir, name)?;
                 fill(names, |buffer| fs::llistxattr(&path, buffer))
@@ -106,6 +114,10 @@ mod platform {
     pub(super) fn get(node: Node<'_>, name: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
         match node {
             Node::Open(fd) => fill(value, |buffer| fs::fgetxattr(fd, name, buffer)),
+            Node::Place(fd) => {
+                let path = proc_path(fd);
+                fill(value, |buffer| fs::getxattr(&path, name, buffer))
+            }
             Node::At(dir, at) => {
                 let path = path(dir, at)?;
                 fill(value, |buffer| fs::lgetxattr(&path, name, buffer))
@@ -116,6 +128,7 @@ mod platform {
     pub(super) fn set(node: Node<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
         match node {
             Node::Open(fd) => fs::fsetxattr(fd, name, value, XattrFlags::empty())?,
+            Node::Place(fd) => fs::setxattr(proc_path(fd), name, value, XattrFlags::empty())?,
             Node::At(dir, at) => fs::lsetxattr(path(dir, at)?, name, value, XattrFlags::empty())?,
         }
         Ok(())
@@ -124,6 +137,7 @@ mod platform {
     pub(super) fn remove(node: Node<'_>, name: &CStr) -> io::Result<bool> {
         let removed = match node {
             Node::Open(fd) => fs::fremovexattr(fd, name),
+            Node::Place(fd) => fs::removexattr(proc_path(fd), name),
             Node::At(dir, at) => fs::lremovexattr(path(dir, at)?, name),
         };
         match removed {
@@ -150,7 +164,7 @@ mod platform {
     fn open<'a>(node: Node<'a>) -> io::Result<BorrowedFd<'a>> {
         match node {
             Node::Open(fd) => Ok(fd),
-            Node::At(..) => Err(rustix::io::Errno::OPNOTSUPP.into()),
+            Node::Place(_) | Node::At(..) => Err(rustix::io::Errno::OPNOTSUPP.into()),
         }
     }
 
@@ -185,7 +199,8 @@ mod platform {
     }
 
     pub(super) fn list(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
-        let fd = open(node)?.as_raw_fd();
+        let Node::Open(fd) = node else { return Ok(()) };
+        let fd = fd.as_raw_fd();
         for (space, prefix) in NAMESPACES {
             let listed = sized(|buffer, size| {
                 // SAFETY: `fd` is open, and `buffer` has room for `size` bytes or is null with 0.
@@ -276,6 +291,14 @@ mod tests {
         }
         get_xattr(link, c"trusted.b", &mut value).unwrap();
         assert_eq!(value, b"");
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::NOFOLLOW;
+        let place = rustix::fs::openat(&fd, c"link", flags, rustix::fs::Mode::empty()).unwrap();
+        let place = Node::Place(place.as_fd());
+        assert_eq!(names(place), b"trusted.b\0");
+        set_xattr(place, c"trusted.c", b"c").unwrap();
+        get_xattr(link, c"trusted.c", &mut value).unwrap();
+        assert_eq!(value, b"c");
+        assert!(remove_xattr(place, c"trusted.c").unwrap());
         assert_eq!(names(open), b"user.a\0");
         assert_eq!(names(link), b"trusted.b\0");
         assert!(remove_xattr(link, c"trusted.b").unwrap());
