@@ -26,6 +26,10 @@ use crate::storage::{self, DRIVERS, Driver};
 /// How long clients may take to read their answers when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long a change under way may go on when the daemon stops. What is not finished then is finished
+/// or taken back when the next daemon starts.
+const LAST_CHANGES: Duration = Duration::from_secs(10);
+
 /// How many files the daemon would like to have open: some for each running container.
 const OPEN_FILES: u64 = 65_536;
 
@@ -58,19 +62,33 @@ pub fn run(file: Option<&Path>, config: Config) -> Result<()> {
     umask(0o022.into());
     raise_open_files();
     // Held until the end.
-    let _lock = lock(&config.root)?;
+    let lock = lock(&config.root)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(1 << 20)
         .enable_all()
         .build()?;
     let served = runtime.block_on(serve(file, config, &filter));
-    // Attached connections and followed logs end here.
-    runtime.shutdown_timeout(FAREWELL);
-    served
+    if let Ok(End::Unfinished) = served {
+        // A thread still at work can't do without the runtime. It ends with the process, and so does
+        // the lock.
+        std::mem::forget((runtime, lock));
+    } else {
+        runtime.shutdown_timeout(FAREWELL);
+    }
+    served.map(|_| ())
 }
 
-async fn serve(file: Option<&Path>, mut config: Config, filter: &LogFilter) -> Result<()> {
+/// How the daemon ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// All changes under way have ended.
+    Finished,
+    /// Some have not.
+    Unfinished,
+}
+
+async fn serve(file: Option<&Path>, mut config: Config, filter: &LogFilter) -> Result<End> {
     let mut stop = Stop::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let (access, permit) = admission(&config)?;
@@ -96,13 +114,25 @@ async fn serve(file: Option<&Path>, mut config: Config, filter: &LogFilter) -> R
         }
     }
     server.stop();
-    tokio::select! {
-        () = engine.shutdown() => {}
-        name = stop.asked() => tracing::warn!("{name} again: not waiting"),
+    let end = tokio::select! {
+        finished = tokio::time::timeout(LAST_CHANGES, engine.shutdown()) => match finished {
+            Ok(()) => End::Finished,
+            Err(_) => {
+                tracing::warn!(
+                    "not waiting any longer for changes under way; containers go on running"
+                );
+                End::Unfinished
+            }
+        },
+        name = stop.asked() => {
+            tracing::warn!("{name} again: not waiting");
+            End::Unfinished
+        }
+    };
+    if tokio::time::timeout(FAREWELL, serving).await.is_err() {
+        tracing::warn!("cutting connections that stayed open");
     }
-    // Connections that stay open longer are cut.
-    let _ = tokio::time::timeout(FAREWELL, serving).await;
-    Ok(())
+    Ok(end)
 }
 
 fn open(config: &Config) -> Result<Arc<Engine>, Error> {

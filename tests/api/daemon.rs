@@ -98,19 +98,9 @@ fn a_stale_socket_is_replaced_and_taken_away_at_the_end() {
 #[test]
 fn sigterm_finishes_what_is_under_way() {
     let mut daemon = Daemon::with_image();
-    let attach = |name: &str, script: &str| {
-        let config = json!({"image": "base", "name": name, "cmd": ["/bin/sh", "-c", script]});
-        assert_eq!(exact(&daemon, "POST /containers/create", config).0, 201);
-        let exec = call(&daemon, "POST /exec/create", EXACT, &json!({"container_id": name}));
-        let mut socket = Socket::open(&daemon, "/exec/start", None);
-        let start = json!({"exec_id": exec.json()["id"], "attach": true, "start_container": true});
-        socket.send(start.to_string());
-        while socket.text() != "ready\n" {}
-        socket
-    };
-    let mut runs = attach("runs", "echo ready; exec sleep 1000");
+    let mut runs = ready(&daemon, "runs", "echo ready; exec sleep 1000");
     let stubborn = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done";
-    let mut stops = attach("stops", stubborn);
+    let mut stops = ready(&daemon, "stops", stubborn);
     let mut connection = Connection::new(&daemon.socket());
     let exact_status = [("Prefer", "exact-status"), ("Content-Length", "0")];
     connection.send("POST /containers/stops/stop?time=6", &exact_status, b"");
@@ -128,6 +118,92 @@ fn sigterm_finishes_what_is_under_way() {
     let states: Vec<_> =
         list.as_array().unwrap().iter().map(|line| (&line["name"], &line["running"])).collect();
     assert_eq!(states, [(&json!("stops"), &json!(false)), (&json!("runs"), &json!(true))]);
+}
+
+/// Creates a container of that script, and starts it attached: it has said `ready`.
+fn ready(daemon: &Daemon, name: &str, script: &str) -> Socket {
+    let config = json!({"image": "base", "name": name, "cmd": ["/bin/sh", "-c", script]});
+    assert_eq!(exact(daemon, "POST /containers/create", config).0, 201);
+    let exec = call(daemon, "POST /exec/create", EXACT, &json!({"container_id": name}));
+    let mut socket = Socket::open(daemon, "/exec/start", None);
+    let start = json!({"exec_id": exec.json()["id"], "attach": true, "start_container": true});
+    socket.send(start.to_string());
+    while socket.text() != "ready\n" {}
+    socket
+}
+
+#[test]
+fn a_client_that_stalls_does_not_keep_the_daemon() {
+    let mut daemon = Daemon::with_image();
+    // More than the socket and the pipe behind it can hold.
+    let script = "head -c 9000000 /dev/zero > /much; echo ready; exec sleep 1000";
+    let mut attached = ready(&daemon, "runs", script);
+    let mut silent = Socket::open(&daemon, "/exec/start", None);
+    assert_eq!(exact(&daemon, "POST /containers/runs/save?name=much", Value::Null).0, 200);
+    let mut follows = Connection::new(&daemon.socket());
+    follows.send("GET /containers/runs/logs?follow=true", EXACT, b"");
+    let mut first = [0; 1];
+    follows.0.read_exact(&mut first).unwrap();
+    let mut export = Connection::new(&daemon.socket());
+    export.send("GET /images/much/export", EXACT, b"");
+    export.0.read_exact(&mut first).unwrap();
+    let mut import = Connection::new(&daemon.socket());
+    let length = [("Content-Length", "1000000"), EXACT[0]];
+    import.send("POST /images/import?name=part", &length, b"12345");
+    let scratch = || fs::read_dir(daemon.root().join("scratch")).unwrap().count();
+    until("the import", || scratch() == 1);
+
+    assert_eq!(daemon.stop().code(), Some(0));
+    let log = daemon.log();
+    for limit in ["not waiting any longer", "panicked"] {
+        assert!(!log.contains(limit), "{log}");
+    }
+    let (_, code, _) = attached.rest();
+    assert_eq!(code, 1001);
+    assert!(silent.0.read().is_err());
+    let mut rest = Vec::new();
+    let _ = export.0.read_to_end(&mut rest);
+    assert!(rest.len() < 9_000_000 && !rest.ends_with(b"0\r\n\r\n"), "it was cut");
+    assert!(import.answer().text().contains("the daemon is stopping"));
+    daemon.boot();
+    let (_, images) = exact(&daemon, "GET /images/list", Value::Null);
+    assert_eq!(images.as_array().unwrap().len(), 2, "{images}");
+}
+
+#[test]
+fn who_only_listens_is_told_at_once_that_the_daemon_stops() {
+    let mut daemon = Daemon::with_image();
+    let mut attached = ready(&daemon, "runs", "echo ready; exec sleep 1000");
+    let mut follows = Connection::new(&daemon.socket());
+    follows.send("GET /containers/runs/logs?follow=true", EXACT, b"");
+    follows.0.read_exact(&mut [0; 1]).unwrap();
+    assert_eq!(exact(&daemon, "GET /info", Value::Null).0, 200);
+    kill_process(daemon.pid(), Signal::TERM).unwrap();
+    let (_, code, _) = attached.rest();
+    assert_eq!(code, 1001);
+    drop(attached);
+    let mut rest = Vec::new();
+    follows.0.read_to_end(&mut rest).unwrap();
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "a log that goes on has no end");
+    assert_eq!(daemon.stop().code(), Some(0));
+    assert!(!daemon.log().contains("cutting connections"), "{}", daemon.log());
+}
+
+#[test]
+fn a_change_that_takes_long_does_not_keep_the_daemon() {
+    let mut daemon = Daemon::with_image();
+    let stubborn = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut socket = ready(&daemon, "stops", stubborn);
+    let mut connection = Connection::new(&daemon.socket());
+    let exact_status = [("Prefer", "exact-status"), ("Content-Length", "0")];
+    connection.send("POST /containers/stops/stop?time=3600", &exact_status, b"");
+    assert_eq!(socket.text(), "asked\n");
+    assert_eq!(daemon.stop().code(), Some(0));
+    let log = daemon.log();
+    assert!(log.contains("not waiting any longer") && !log.contains("panicked"), "{log}");
+    daemon.boot();
+    let (_, list) = exact(&daemon, "GET /containers/list", Value::Null);
+    assert_eq!(list[0]["running"], true, "{list}");
 }
 
 #[test]

@@ -1,10 +1,8 @@
 //! Who may do what.
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use rustix::process::geteuid;
+use tokio::net::UnixStream;
 
-use super::listen::Listener;
 use super::verb::Right;
 use crate::error::{Error, Result};
 
@@ -13,9 +11,10 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Peer(pub(super) Option<u32>);
 
-impl Connected<IncomingStream<'_, Listener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        Self(stream.io().peer_cred().ok().map(|credentials| credentials.uid()))
+impl Peer {
+    /// The one at the other end of that connection.
+    pub(super) fn of(stream: &UnixStream) -> Self {
+        Self(stream.peer_cred().ok().map(|credentials| credentials.uid()))
     }
 }
 

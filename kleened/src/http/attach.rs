@@ -14,10 +14,10 @@ use kleened_api::{ErrorBody, ErrorCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::watch;
 
 use super::request::{Malformed, parse};
 use super::socket::{self, CloseCode};
+use super::transfer::Stopping;
 use crate::engine::wire::{self, Header, Kind};
 use crate::engine::{Attached, Engine};
 use crate::error::{self, Error, one_line};
@@ -33,13 +33,13 @@ enum Form {
 
 /// Starts what the client's first frame names, and goes between the client and the process until
 /// either has gone. A process whose client has gone goes on.
-pub(super) async fn run(
-    engine: Arc<Engine>,
-    mut client: WebSocket,
-    mut stopping: watch::Receiver<bool>,
-) {
+pub(super) async fn run(engine: Arc<Engine>, mut client: WebSocket, mut stopping: Stopping) {
     let form = if client.protocol().is_some() { Form::Framed } else { Form::Kleene };
-    let Some(first) = socket::first(&mut client).await else { return };
+    let first = tokio::select! {
+        first = socket::first(&mut client) => first,
+        () = stopping.come() => None,
+    };
+    let Some(first) = first else { return };
     let start = match parse::<ExecStart>(&first) {
         Ok(start) => start,
         Err(malformed) => return refuse_shape(client, form, malformed).await,
@@ -64,7 +64,7 @@ pub(super) async fn run(
     let end = tokio::select! {
         end = forward_output(reader, &mut sink, form) => end,
         end = forward_input(&mut source, writer, form) => end,
-        _ = stopping.wait_for(|stopping| *stopping) => End::Stopping,
+        () = stopping.come() => End::Stopping,
     };
     if let End::Exit(Exit { container_ended: true, .. }) = end {
         // Who is told that it ended may remove it at once.

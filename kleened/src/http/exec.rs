@@ -1,8 +1,5 @@
 //! Execution instances.
 
-use std::sync::Arc;
-
-use axum::extract::State;
 use axum::response::Response;
 use kleened_api::IdReply;
 use kleened_api::exec::{ExecConfig, ExecStopQuery};
@@ -11,7 +8,7 @@ use super::prefer::Call;
 use super::request::{Name, Query, Sent};
 use super::socket::Upgrade;
 use super::verb::Verb;
-use super::{Routes, Server, attach};
+use super::{Routes, attach};
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes.on(Verb::ExecCreate, create).on(Verb::ExecStart, start).on(Verb::ExecStop, stop)
@@ -21,9 +18,8 @@ async fn create(call: Call, Sent(config): Sent<ExecConfig>) -> Response {
     call.found(call.engine.create_exec(config).map(|id| IdReply { id }))
 }
 
-async fn start(call: Call, State(server): State<Arc<Server>>, upgrade: Upgrade) -> Response {
-    let stopping = server.stopping.subscribe();
-    upgrade.run(move |socket| attach::run(call.engine, socket, stopping))
+async fn start(call: Call, upgrade: Upgrade) -> Response {
+    upgrade.run(move |socket| attach::run(call.engine, socket, call.stopping))
 }
 
 async fn stop(call: Call, Name(id): Name, Query(query): Query<ExecStopQuery>) -> Response {

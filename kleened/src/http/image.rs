@@ -11,6 +11,7 @@ use kleened_api::volume::PruneQuery;
 use super::prefer::Call;
 use super::request::{Name, Query};
 use super::socket::{self, CloseCode, Upgrade};
+use super::transfer::Limit;
 use super::verb::Verb;
 use super::{Routes, transfer};
 
@@ -34,7 +35,7 @@ async fn list(call: Call) -> Response {
 async fn import(call: Call, Query(config): Query<ImageConfig>, body: Body) -> Response {
     let (reader, pipe) = transfer::body_pipe();
     let begun = call.engine.import_image(config, Box::new(reader));
-    pipe.fill(body).await;
+    pipe.fill(body, Limit::new(call.stopping.clone())).await;
     call.changed(begun).await
 }
 
@@ -51,7 +52,7 @@ async fn tag(call: Call, Name(name): Name, Query(query): Query<TagQuery>) -> Res
 }
 
 async fn export(call: Call, Name(name): Name) -> Response {
-    let (writer, reader) = transfer::answer_pipe();
+    let (writer, reader) = transfer::answer_pipe(Limit::new(call.stopping.clone()));
     let body = match call.engine.export_image(&name, Box::new(writer)) {
         Ok(verb) => reader.body(verb).await,
         Err(error) => Err(error),

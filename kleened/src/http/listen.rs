@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use kleened_api::volume::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::{Error, Result};
@@ -129,16 +128,10 @@ pub fn permit(socket: &Path, Permit { mode, group }: Permit) -> Result<()> {
     fs::set_permissions(socket, fs::Permissions::from_mode(mode.0)).map_err(fail())
 }
 
-impl axum::serve::Listener for Listener {
-    type Io = UnixStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        axum::serve::Listener::accept(&mut self.socket).await
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.socket.local_addr()
+impl Listener {
+    /// The next connection. Where there are too few file descriptors for one, it waits for some.
+    pub(super) async fn accept(&mut self) -> UnixStream {
+        axum::serve::Listener::accept(&mut self.socket).await.0
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod attach;
+mod connection;
 mod container;
 mod exec;
 mod image;
@@ -37,6 +38,7 @@ pub use listen::{Listener, Permit, bind, permit};
 use crate::engine::Engine;
 use access::Peer;
 use prefer::{Call, Manner};
+use transfer::Stopping;
 use verb::Verb;
 
 /// What the daemon serves.
@@ -61,20 +63,14 @@ impl Server {
     }
 
     /// Clients are answered until [`stop`](Self::stop) is called. Then no new ones are let in,
-    /// attached ones are told, and this returns when all are answered.
-    ///
-    /// # Errors
-    ///
-    /// None in practice.
-    pub async fn serve(self: &Arc<Self>, listener: Listener) -> std::io::Result<()> {
-        let mut stopping = self.stopping.subscribe();
-        let service = router(self).into_make_service_with_connect_info::<Peer>();
-        axum::serve(listener, service)
-            .with_graceful_shutdown(async move {
-                // It fails only where nobody is left who could stop it.
-                let _ = stopping.wait_for(|stopping| *stopping).await;
-            })
-            .await
+    /// attached ones are told, what is on its way in or out is cut, and this returns when all are
+    /// answered.
+    pub async fn serve(self: &Arc<Self>, listener: Listener) {
+        connection::serve(listener, router(self), self.stopping(), connection::LIMITS).await;
+    }
+
+    fn stopping(&self) -> Stopping {
+        Stopping::new(self.stopping.subscribe())
     }
 
     /// [`serve`](Self::serve) comes to an end.
@@ -160,7 +156,8 @@ async fn admit(
     next: Next,
 ) -> Response {
     let manner = Manner::of(request.headers());
-    let call = Call { engine: Arc::clone(&server.engine), verb, manner };
+    let stopping = server.stopping();
+    let call = Call { engine: Arc::clone(&server.engine), verb, manner, stopping };
     let right = verb.row().right;
     let checked = server.access.read().unwrap_or_else(PoisonError::into_inner).check(peer, right);
     match checked {

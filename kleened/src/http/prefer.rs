@@ -20,6 +20,7 @@ use kleened_api::{ErrorBody, ErrorCode, IdReply};
 use serde::Serialize;
 use serde_json::json;
 
+use super::transfer::Stopping;
 use super::verb::Verb;
 use crate::engine::{Engine, Pending};
 use crate::error::{Error, Kind, Result, one_line};
@@ -74,6 +75,8 @@ pub(super) struct Call {
     pub(super) verb: Verb,
     /// How the client wants to be answered.
     pub(super) manner: Manner,
+    /// When the daemon stops.
+    pub(super) stopping: Stopping,
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Call {

@@ -1,6 +1,8 @@
 //! Reading of requests: the name in the path, the query, the body. What can't be read is answered
 //! in the client's manner.
 
+use std::time::Duration;
+
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::header;
@@ -9,11 +11,15 @@ use axum::response::{IntoResponse, Response};
 use serde::de::value::Error as FieldsError;
 use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde_path_to_error::Segment;
+use tokio::time::timeout;
 
 use super::prefer::{Call, Manner};
 
 /// How long a body that is JSON may be, in bytes.
 const BODY_LIMIT: usize = 8_000_000;
+
+/// How long it may take to come.
+const BODY_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The name in the path, decoded.
 #[derive(Debug)]
@@ -74,9 +80,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Sent<T> {
             }
             None => return Err(call.malformed("/", "Missing header: content-type")),
         }
-        let body = to_bytes(body, BODY_LIMIT)
-            .await
-            .map_err(|_| call.malformed("/", "the body broke off or has over 8000000 bytes"))?;
+        let body = match timeout(BODY_PATIENCE, to_bytes(body, BODY_LIMIT)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => {
+                return Err(call.malformed("/", "the body broke off or has over 8000000 bytes"));
+            }
+            Err(_) => return Err(call.malformed("/", "the body took over 60 seconds")),
+        };
         parse(&body)
             .map(Self)
             .map_err(|Malformed { pointer, detail }| call.malformed(&pointer, &detail))

@@ -10,6 +10,8 @@ use axum::response::{IntoResponse, Response};
 use kleened_api::exec::{self, MessageType};
 use kleened_api::stream::SUBPROTOCOL;
 
+use super::connection::Place;
+
 /// The longest frame that a client may send, in bytes.
 const FRAME_LIMIT: usize = 1 << 20;
 
@@ -18,6 +20,9 @@ const REASON_LIMIT: usize = 123;
 
 /// How long a client may take to answer a close frame.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client may take to say what it wants.
+const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a websocket is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +40,11 @@ pub(super) enum CloseCode {
 
 /// A request to become a websocket. Any other request to the same path gets 426, and one that is
 /// malformed 400.
-pub(super) struct Upgrade(WebSocketUpgrade);
+pub(super) struct Upgrade {
+    request: WebSocketUpgrade,
+    /// Taken as long as there is the websocket.
+    place: Option<Place>,
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
     type Rejection = Response;
@@ -46,9 +55,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Upgrade {
             let text = "this path is a websocket";
             return Err((StatusCode::UPGRADE_REQUIRED, headers, text).into_response());
         }
+        let place = parts.extensions.get().cloned();
         WebSocketUpgrade::from_request_parts(parts, state)
             .await
-            .map(Self)
+            .map(|request| Self { request, place })
             .map_err(|error| (StatusCode::BAD_REQUEST, error.body_text()).into_response())
     }
 }
@@ -60,18 +70,26 @@ impl Upgrade {
         F: FnOnce(WebSocket) -> S + Send + 'static,
         S: Future<Output = ()> + Send + 'static,
     {
-        self.0
+        let Self { request, place } = self;
+        request
             .protocols([SUBPROTOCOL])
             .max_frame_size(FRAME_LIMIT)
             .max_message_size(FRAME_LIMIT)
             .read_buffer_size(16 << 10)
             .write_buffer_size(0)
-            .on_upgrade(serve)
+            .on_upgrade(async move |socket| {
+                let _place = place;
+                serve(socket).await;
+            })
     }
 }
 
-/// The first frame with content; `None` where the client has gone.
+/// The first frame with content; `None` where the client has gone or sends none.
 pub(super) async fn first(client: &mut WebSocket) -> Option<Vec<u8>> {
+    tokio::time::timeout(FIRST_PATIENCE, content(client)).await.ok()?
+}
+
+async fn content(client: &mut WebSocket) -> Option<Vec<u8>> {
     loop {
         match client.recv().await?.ok()? {
             Message::Text(text) => return Some(text.as_bytes().to_vec()),
