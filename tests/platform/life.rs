@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
+use kleene_tests::mounts;
 use kleened::platform::Error;
 use kleened::platform::supervisor::wire::Kind;
 use rustix::process::{Pid, Signal};
@@ -69,6 +71,92 @@ fn orphans_are_waited_for() {
     let (client, _) = sandbox.start(script);
     sandbox.exec("while ps -o stat | grep -q ^Z; do :; done");
     drop(client);
+}
+
+#[test]
+fn joined_processes_leave_no_zombie() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, _) = sandbox.start("");
+    for _ in 0..10 {
+        sandbox.exec("true");
+    }
+    // The last one's parent may still be on its way.
+    let wait = "n=0; while ps -o stat | grep -q ^Z; do n=$((n+1)); [ $n -lt 50 ] || exit 1; \
+                sleep 0.1; done";
+    assert_eq!(sandbox.exec(wait).code, 0);
+    drop(client);
+}
+
+#[test]
+fn who_stops_a_joining_process_stops_nobody_else() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (mut client, _) = sandbox.start("while :; do kill -STOP -1; done 2> /dev/null &");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let returned = std::thread::scope(|scope| {
+        scope.spawn(|| sender.send(sandbox.platform.launch(&sandbox.joined(&["true"]))));
+        let returned = receiver.recv_timeout(Duration::from_secs(40));
+        // Where it hangs this ends it.
+        sandbox.platform.kill(&sandbox.container).unwrap();
+        returned
+    });
+    assert!(returned.is_ok(), "it did not return");
+    client.wait_for_end();
+}
+
+#[test]
+fn a_full_disk_does_not_hide_how_a_process_ended() {
+    let Some(mut sandbox) = Sandbox::new() else { return };
+    if !mounts::private() {
+        return;
+    }
+    let disk = mounts::Mounted::tmpfs("size=256k");
+    let on_disk = sandbox::open(&disk.path().join("run"));
+    let usual = std::mem::replace(&mut sandbox.platform, on_disk);
+    let (client, first) = sandbox.start("");
+    let full = fs::write(disk.path().join("ballast"), vec![0; 1 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(client.end().code, 0);
+    let exited = sandbox.platform.exited(&first).unwrap();
+    assert_eq!(exited.map(|exited| exited.code), Some(0));
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    sandbox.platform = usual;
+    drop(disk);
+}
+
+#[test]
+fn a_supervisor_without_descriptors_waits_for_some() {
+    use rustix::process::{Resource, Rlimit, prlimit};
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, first) = sandbox.start("");
+    let pid = sandbox.supervisor();
+    let used = || {
+        let text = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap();
+        let (_, fields) = text.rsplit_once(')').unwrap();
+        let ticks = fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<u32>().unwrap());
+        ticks.sum::<u32>()
+    };
+    let before = rustix::process::getrlimit(Resource::Nofile);
+    // As many as it has, and first enough that there is no gap: it polls no more than that.
+    let count = || fs::read_dir(format!("/proc/{}/fd", pid.as_raw_nonzero())).unwrap().count();
+    let wanted = count() + 16;
+    let others: Vec<_> = (0..16).map(|_| sandbox.connect(&first, false)).collect();
+    while count() < wanted {
+        std::thread::yield_now();
+    }
+    let has = |fd: &u64| Path::new(&format!("/proc/{}/fd/{fd}", pid.as_raw_nonzero())).exists();
+    let none = Rlimit { current: (0..).find(|fd| !has(fd)), maximum: before.maximum };
+    prlimit(Some(pid), Resource::Nofile, none).unwrap();
+    let mut watcher = sandbox.connect(&first, false);
+    let start = used();
+    // Not to wait for something, but as the time that is measured.
+    std::thread::sleep(Duration::from_secs(2));
+    let ticks = used() - start;
+    assert!(ticks < 20, "{ticks} ticks of the processor's time");
+    prlimit(Some(pid), Resource::Nofile, before).unwrap();
+    watcher.send(Kind::SIGNAL, b"KILL");
+    watcher.wait_for_end();
+    client.drain();
+    drop(others);
 }
 
 #[test]
@@ -170,10 +258,10 @@ fn nothing_is_left() {
     assert_eq!(client.end().code, 0);
     for _ in 0..2 {
         sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
-        for (instance, code) in [(&first, 0), (&joined.instance, 1)] {
-            assert_eq!(names(&sandbox.run_dir().join(instance.as_str())), ["exit.json"]);
-            assert_eq!(sandbox.platform.exited(instance).unwrap().unwrap().code, code);
-        }
+        // How a joined process ended is of no use without its container.
+        assert!(!sandbox.run_dir().join(joined.instance.as_str()).exists());
+        assert_eq!(names(&sandbox.run_dir().join(first.as_str())), ["exit.json"]);
+        assert_eq!(sandbox.platform.exited(&first).unwrap().unwrap().code, 0);
     }
     assert_eq!(names(&sandbox.run_dir().join("containers")), [""; 0]);
     for _ in 0..2 {

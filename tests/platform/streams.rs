@@ -97,6 +97,27 @@ fn a_slow_client_holds_the_process_back_and_loses_nothing() {
 }
 
 #[test]
+fn a_client_that_pauses_at_the_end_loses_nothing() {
+    const SIZE: usize = 300_000;
+    let Some(sandbox) = Sandbox::new() else { return };
+    // More than a socket holds, and less than what would hold the process back.
+    let launch = sandbox.first(&["sh", "-c", &format!("head -c {SIZE} /dev/zero; exit 3")]);
+    sandbox.platform.launch(&launch).unwrap();
+    let mut watcher = sandbox.connect(&launch.instance, false);
+    let client = sandbox.connect(&launch.instance, true);
+    // Others don't wait for it.
+    let begun = Instant::now();
+    watcher.wait_for_end();
+    assert!(!watcher.take());
+    assert!(begun.elapsed() < Duration::from_secs(8));
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    // Not to wait for something: longer than for anybody else.
+    std::thread::sleep(Duration::from_secs(12));
+    let outcome = client.finish();
+    assert_eq!((outcome.code, outcome.output.len()), (3, SIZE));
+}
+
+#[test]
 fn output_waits_for_the_client_that_was_announced() {
     let Some(sandbox) = Sandbox::new() else { return };
     let launch = sandbox.first(&["sh", "-c", "echo early; echo bird >&2"]);

@@ -240,7 +240,7 @@ pub trait Platform: Send + Sync + fmt::Debug {
     fn kill(&self, container: &Id) -> Result<bool>;
 
     /// Nothing is mounted below the root of a container that does not run, and nothing is left of
-    /// its instances but their exit status. A repeat is safe.
+    /// its instances but the exit status of its first. A repeat is safe.
     fn release(&self, container: &Id, root: &Path) -> Result<()>;
 
     /// Nothing is left of an ended instance, its exit status included. A repeat is safe.

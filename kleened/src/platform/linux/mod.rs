@@ -183,7 +183,8 @@ impl Platform for Linux {
         unmount_below(root)?;
         for id in self.run_dir.instances()? {
             let Some(instance) = self.run_dir.instance(&id)? else { continue };
-            if instance.launch()?.is_none_or(|launch| launch.container != *container) {
+            let Some(launch) = instance.launch()? else { continue };
+            if launch.container != *container {
                 continue;
             }
             if self.is_running(&id, &instance)?
@@ -194,8 +195,8 @@ impl Platform for Linux {
                     .map_err(|e| Error::io("wait for", format_args!("instance {id}"), e))?;
             }
             match instance.exited()? {
-                Some(_) => instance.clear()?,
-                None => self.run_dir.remove(&id)?,
+                Some(_) if launch.setup.is_some() => instance.clear()?,
+                _ => self.run_dir.remove(&id)?,
             }
         }
         Ok(())

@@ -6,9 +6,10 @@
 //! closed when the program is executed carries what went wrong before.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use kleened_api::Timestamp;
 use kleened_sys::fs::resolve_in_root;
@@ -28,8 +29,14 @@ use rustix::thread::ThreadNameSpaceType;
 
 use super::container::{self, Parts};
 use super::{kernel, process};
-use crate::platform::supervisor::{Event, Failure, Guest, Started, State, Streams};
+use crate::platform::supervisor::{Event, Failure, Guest, Started, State, Streams, read_all};
 use crate::platform::{Error, Launch, Process, Setup};
+
+/// How long a new container may take until its program is executed: disks may have to wake up.
+const CREATE_TIME: Duration = Duration::from_secs(60);
+
+/// How long that may take in a running container, whose superuser can stop the process on its way.
+const JOIN_TIME: Duration = Duration::from_secs(10);
 
 /// The size of a terminal whose client hasn't said how large it is.
 const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
@@ -94,7 +101,7 @@ fn join(launch: &Launch, state: &State) -> Result<Started<Inmate>, Failure> {
     drop(far);
     rustix::process::waitpid(Some(mover), WaitOptions::empty())
         .map_err(|errno| Error::io("wait for", "a process", errno))?;
-    let process = near.wait_for_start(launch)?;
+    let process = near.wait_for_start(launch).inspect_err(|_| near.kill_all())?;
     let guest =
         Inmate { report: near.report, process, init: Init(None), _terminal: stdio.into_terminal() };
     Ok(Started { streams, guest, state: None })
@@ -255,9 +262,13 @@ impl Near {
     /// The process, once its program is executed.
     fn wait_for_start(&self, launch: &Launch) -> Result<OwnedFd, Failure> {
         let wait = || -> io::Result<_> {
-            let mut failure = Vec::new();
-            File::from(self.failure.try_clone()?).read_to_end(&mut failure)?;
+            let time = if launch.setup.is_some() { CREATE_TIME } else { JOIN_TIME };
+            let failure = read_all(self.failure.try_clone()?, time)?;
             if failure.is_empty() {
+                if launch.setup.is_none() {
+                    // Its parent, which comes first.
+                    receive_process(self.report.as_fd())?;
+                }
                 receive_process(self.report.as_fd()).map(Ok)
             } else {
                 Ok(Err(serde_json::from_slice(&failure)?))
@@ -274,6 +285,16 @@ impl Near {
                 Err(Error::io("start", "the process: it was killed", Errno::SRCH).into())
             }
             Err(error) => Err(Error::io("start", "the process", error).into()),
+        }
+    }
+}
+
+impl Near {
+    /// What was handed over is killed: somebody inside may have stopped it.
+    fn kill_all(&self) {
+        while let Ok(Some(process)) = receive_process_with(self.report.as_fd(), RecvFlags::DONTWAIT)
+        {
+            let _ = rustix::process::pidfd_send_signal(&process, Signal::KILL);
         }
     }
 }
@@ -312,11 +333,15 @@ fn send_process(to: &OwnedFd, process: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn receive_process(from: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    receive_process_with(from, RecvFlags::empty())
+}
+
+fn receive_process_with(from: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<Option<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
     let mut buffers = [IoSliceMut::new(&mut byte)];
-    let flags = RecvFlags::CMSG_CLOEXEC;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
     rustix::io::retry_on_intr(|| rustix::net::recvmsg(from, &mut buffers, &mut control, flags))?;
     Ok(control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
@@ -410,12 +435,17 @@ fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
     // It is the children that this moves; the container's /proc doesn't know this process. Pid 1 adopts
     // those whose parent was inside.
     enter(ThreadNameSpaceType::PROCESS_ID);
-    for wait in [true, false] {
+    for outside in [true, false] {
         match fork() {
             Ok(Fork::Child) => (),
             Ok(Fork::Parent(child)) => {
-                if wait {
-                    let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
+                let process = rustix::process::pidfd_open(child, PidfdFlags::empty());
+                match process {
+                    // It ends at once, unless somebody inside stops it.
+                    Ok(process) if outside => end_in_time(child, &process),
+                    // The supervisor kills it where it does not get on.
+                    Ok(process) => drop(send_process(&report, process.as_fd())),
+                    Err(_) => (),
                 }
                 exit_now(0);
             }
@@ -456,6 +486,17 @@ fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
             exit_now(1);
         }
     }
+}
+
+/// The child has ended by itself, or was killed.
+fn end_in_time(child: Pid, process: &OwnedFd) {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let time = rustix::event::Timespec { tv_sec: JOIN_TIME.as_secs().cast_signed(), tv_nsec: 0 };
+    let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&time)));
+    if ended != Ok(1) {
+        let _ = rustix::process::kill_process(child, Signal::KILL);
+    }
+    let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
 }
 
 /// Starts the process, and hands it to the supervisor.

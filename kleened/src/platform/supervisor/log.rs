@@ -234,6 +234,9 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 /// How long the beginning of a line waits for its end.
 const LINE_TIME: Duration = Duration::from_millis(100);
 
+/// How long a new file is not tried again after it could not be begun.
+const ROTATE_PAUSE: Duration = Duration::from_secs(10);
+
 /// What is longer than this does not wait.
 const LONG_LINE: usize = 16 * 1024;
 
@@ -250,6 +253,8 @@ pub(super) struct LogWriter {
     begun: [Vec<u8>; 2],
     /// Since when there is one.
     begun_at: Option<Instant>,
+    /// Until when no new file is begun, because that failed: what comes meanwhile is not kept.
+    rotate_at: Option<Instant>,
 }
 
 impl LogWriter {
@@ -258,7 +263,15 @@ impl LogWriter {
         let file = create(&config.path)?;
         let size = file.metadata()?.len();
         let (begun, begun_at) = (Default::default(), None);
-        Ok(Self { config: config.clone(), file, size, torn: size > 0, begun, begun_at })
+        Ok(Self {
+            config: config.clone(),
+            file,
+            size,
+            torn: size > 0,
+            begun,
+            begun_at,
+            rotate_at: None,
+        })
     }
 
     /// The bytes are in the log, or will be with the rest of their line or with [`Self::flush`]. Where
@@ -352,18 +365,32 @@ impl LogWriter {
         Ok(())
     }
 
+    /// A new file is begun; where that fails, every file is still there.
     fn rotate(&mut self) -> io::Result<()> {
+        if self.rotate_at.is_some_and(|at| at > Instant::now()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let rotated = self.begin_file();
+        self.rotate_at = rotated.is_err().then(|| Instant::now() + ROTATE_PAUSE);
+        rotated
+    }
+
+    fn begin_file(&mut self) -> io::Result<()> {
         let path = &self.config.path;
         let oldest = self.config.max_files.saturating_sub(1);
-        let gone = |result: io::Result<()>| match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
-        gone(fs::remove_file(part(path, oldest)))?;
-        for index in (0..oldest).rev() {
-            gone(fs::rename(part(path, index), part(path, index + 1)))?;
+        let mut name = OsString::from(path);
+        name.push(".new");
+        let next = PathBuf::from(name);
+        let file = create(&next)?;
+        file.set_len(0)?;
+        // Where an earlier attempt has left a gap, what is after it stays.
+        let is_free = |index: &u32| fs::symlink_metadata(part(path, *index)).is_err();
+        let free = (0..oldest).find(is_free).unwrap_or(oldest);
+        for index in (0..free).rev() {
+            fs::rename(part(path, index), part(path, index + 1))?;
         }
-        self.file = create(path)?;
+        fs::rename(&next, path)?;
+        self.file = file;
         self.size = 0;
         self.torn = false;
         Ok(())
@@ -508,5 +535,35 @@ mod tests {
         writer.write(Channel::Stdout, b"next\n");
         let seen = texts(&mut LogReader::open(&config.path, None).unwrap());
         assert_eq!(seen, ["half$", "next$"]);
+    }
+
+    #[test]
+    fn where_no_file_can_be_begun_the_older_ones_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 100, 3);
+        let mut writer = LogWriter::open(&config).unwrap();
+        let write = |numbers: std::ops::Range<u32>, writer: &mut LogWriter| {
+            for n in numbers {
+                writer.write(Channel::Stdout, format!("line {n}\n").as_bytes());
+            }
+        };
+        write(0..20, &mut writer);
+        let files = || (0..3).map(|n| fs::read(part(&config.path, n)).unwrap()).collect::<Vec<_>>();
+        let before = files();
+        // Nobody can make a file where a directory is.
+        let next = dir.path().join("log.new");
+        fs::create_dir(&next).unwrap();
+        write(20..60, &mut writer);
+        let after = files();
+        assert_eq!(after[1..], before[1..]);
+        assert!(after[0].starts_with(&before[0]) && after[0].len() <= 100);
+        fs::remove_dir(&next).unwrap();
+        // It is not tried with each line.
+        write(60..80, &mut writer);
+        assert_eq!(files(), after);
+        writer.rotate_at = Some(Instant::now());
+        write(80..81, &mut writer);
+        assert_eq!(files()[1..], after[..2]);
+        assert_eq!(texts(&mut LogReader::open(&config.path, Some(1)).unwrap()), ["line 80$"]);
     }
 }

@@ -12,10 +12,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use kleened_api::Id;
 use kleened_sys::process::Fork;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub mod log;
@@ -139,6 +142,9 @@ impl Failure {
     }
 }
 
+/// How long a supervisor may take to answer. It has limits of its own, which are shorter.
+const ANSWER_TIME: Duration = Duration::from_secs(120);
+
 /// What a supervisor answers to the daemon, once.
 type Answer = std::result::Result<(), Failure>;
 
@@ -168,16 +174,41 @@ fn ask(program: &OsStr, dir: &Path) -> io::Result<Answer> {
     command.arg0("kleened").arg(SUBCOMMAND).arg(dir).env_clear().current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn()?;
-    let mut answer = Vec::new();
-    if let Some(mut output) = child.stdout.take() {
-        output.read_to_end(&mut answer)?;
-    }
-    // It has detached itself long ago.
+    let answer = child.stdout.take().map(|output| read_all(output.into(), ANSWER_TIME));
+    // It has detached itself long ago, or never will.
+    let _ = child.kill();
     child.wait()?;
+    let answer = answer.transpose()?.unwrap_or_default();
     if answer.is_empty() {
         return Err(io::Error::other("it ended without an answer"));
     }
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// What comes through a pipe until it is closed.
+///
+/// # Errors
+///
+/// `TimedOut` where it is not closed in that time.
+pub(crate) fn read_all(from: OwnedFd, time: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + time;
+    let mut from = std::fs::File::from(from);
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut fds = [PollFd::new(&from, PollFlags::IN)];
+        match rustix::event::poll(&mut fds, Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => (),
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        match from.read(&mut buffer)? {
+            0 => return Ok(bytes),
+            length => bytes.extend(buffer.get(..length).unwrap_or_default()),
+        }
+    }
 }
 
 /// The body of a supervisor: returns when there is nothing left to supervise.
@@ -253,8 +284,9 @@ impl<G: Guest> Supervision<G> {
             }
         };
         let started = start(&launch, joined.as_ref())?;
+        // Dropping the guest ends it.
+        instance.reserve_exit()?;
         if let Some(state) = &started.state {
-            // Dropping the guest ends it.
             instance.set_state(state)?;
         }
         let attach = launch.attach;

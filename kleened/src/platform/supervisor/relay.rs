@@ -17,9 +17,12 @@ use super::wire::{self, Decoder, Hello, Kind};
 use super::{Event, Guest, Streams};
 use crate::platform::Exited;
 
-/// How long output waits for the client that was announced, and the end for clients to take what
-/// there is for them.
+/// How long output waits for the client that was announced, and the end for watchers to take what
+/// there is for them. The end waits for an attached client as long as that is connected.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long nobody is accepted after the kernel had no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// So much may wait for a client or for the process before no more is read.
 const HIGH_WATER: usize = 256 * 1024;
@@ -49,10 +52,12 @@ pub(super) struct Relay<'i, G> {
     clients: Vec<Client>,
     /// Until when output waits for a client.
     waiting: Option<Instant>,
+    /// Until when nobody is accepted.
+    accept_at: Option<Instant>,
     exit: Option<Exit>,
     /// Whether the attached clients have the output and the exit status.
     delivered: bool,
-    /// Since when there is nothing left to supervise, or a client last took something after that.
+    /// Since when there is nothing left to supervise.
     ended: Option<Instant>,
 }
 
@@ -112,6 +117,7 @@ impl<'i, G: Guest> Relay<'i, G> {
             first: false,
             clients: Vec::new(),
             waiting: attach.then(|| Instant::now() + PATIENCE),
+            accept_at: None,
             exit: None,
             delivered: false,
             ended: None,
@@ -125,8 +131,8 @@ impl<'i, G: Guest> Relay<'i, G> {
         self.first = true;
     }
 
-    /// Returns when there is nothing left to supervise and every client has got what is for it, or has
-    /// not taken it for a while.
+    /// Returns when there is nothing left to supervise and every attached client has got what is for it
+    /// or has hung up. Others have a while to take it.
     ///
     /// # Errors
     ///
@@ -135,6 +141,9 @@ impl<'i, G: Guest> Relay<'i, G> {
         loop {
             if self.waiting.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.waiting = None;
+            }
+            if self.accept_at.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.accept_at = None;
             }
             if let Some(log) = &mut self.log
                 && log.deadline().is_some_and(|deadline| deadline <= Instant::now())
@@ -146,8 +155,9 @@ impl<'i, G: Guest> Relay<'i, G> {
             }
             if let Some(since) = self.ended
                 && self.delivered
-                && (self.clients.iter().all(|client| client.queue.is_empty())
-                    || since.elapsed() >= PATIENCE)
+                && self.clients.iter().all(|client| {
+                    client.queue.is_empty() || !client.attached && since.elapsed() >= PATIENCE
+                })
             {
                 if let Some(log) = &mut self.log {
                     log.flush();
@@ -169,7 +179,7 @@ impl<'i, G: Guest> Relay<'i, G> {
         let client_full =
             self.clients.iter().any(|client| client.attached && client.queue.is_full());
         let mut polled = Vec::new();
-        if self.clients.len() < MAX_CLIENTS {
+        if self.clients.len() < MAX_CLIENTS && self.accept_at.is_none() {
             polled.push((Source::Listener, self.listener.as_fd(), PollFlags::IN));
         }
         if self.ended.is_none() {
@@ -198,7 +208,8 @@ impl<'i, G: Guest> Relay<'i, G> {
         }
 
         let flush = self.log.as_ref().and_then(LogWriter::deadline);
-        let deadline = [self.waiting, self.ended.map(|since| since + PATIENCE), flush];
+        let end = self.ended.map(|since| since + PATIENCE).filter(|end| *end > Instant::now());
+        let deadline = [self.waiting, self.accept_at, end, flush];
         let left =
             deadline.iter().flatten().min().map(|d| d.saturating_duration_since(Instant::now()));
         // One millisecond more, so as not to come back just before the deadline.
@@ -231,8 +242,6 @@ impl<'i, G: Guest> Relay<'i, G> {
             Source::Client(index, PollFlags::OUT) => {
                 if let Some(client) = self.clients.get_mut(index) {
                     client.flush();
-                    // It takes what there is for it: there is no need to hurry.
-                    self.ended = self.ended.map(|_| Instant::now());
                 }
             }
             Source::Client(index, _) => self.hear_client(index),
@@ -240,11 +249,19 @@ impl<'i, G: Guest> Relay<'i, G> {
     }
 
     fn accept(&mut self) {
-        // What fails here, fails for the client: it sees that the connection is closed.
-        if let Ok((stream, _)) = self.listener.accept()
-            && stream.set_nonblocking(true).is_ok()
-        {
-            self.clients.push(Client::new(stream));
+        match self.listener.accept() {
+            // What fails here, fails for the client: it sees that the connection is closed.
+            Ok((stream, _)) => {
+                if stream.set_nonblocking(true).is_ok() {
+                    self.clients.push(Client::new(stream));
+                }
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                // It hung up.
+                Some(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => (),
+                // It stays in the kernel's queue, and would be reported at once again.
+                _ => self.accept_at = Some(Instant::now() + ACCEPT_PAUSE),
+            },
         }
     }
 
@@ -460,7 +477,12 @@ impl<'i, G: Guest> Relay<'i, G> {
     fn drop_clients(&mut self) {
         let attached = |clients: &[Client]| clients.iter().any(|client| client.attached);
         let before = attached(&self.clients);
-        self.clients.retain(|client| !client.gone);
+        // Who only watches has seen everything.
+        let over = self.ended.is_some();
+        self.clients.retain(|client| {
+            let done = over && !client.attached && client.told && client.queue.is_empty();
+            !client.gone && !done
+        });
         // Nobody will send the rest. A terminal stays: somebody may attach to it again.
         if before && !attached(&self.clients) && !self.terminal {
             self.end_input();

@@ -216,6 +216,20 @@ impl Instance {
         self.write(EXIT, exited)
     }
 
+    /// There is room on the disk for how the process will end, however full it is then.
+    ///
+    /// # Errors
+    ///
+    /// Of kind `NotFound` where the instance was given up meanwhile; what `write(2)` says.
+    pub(crate) fn reserve_exit(&self) -> Result<()> {
+        use std::io::Write;
+        let reserve = || -> io::Result<()> {
+            let file = self.open_temporary(EXIT)?;
+            std::fs::File::from(file).write_all(&[b' '; 512])
+        };
+        reserve().map_err(|error| Error::io("write", self.path.join(EXIT).display(), error))
+    }
+
     pub(crate) fn listen(&self) -> Result<UnixListener> {
         kleened_sys::socket::listen(self.dir.as_fd(), SOCKET)
             .map_err(|error| Error::io("listen in", self.path.display(), error))
@@ -239,7 +253,8 @@ impl Instance {
 
     /// Nothing is left but how the process ended. A repeat is safe.
     pub(crate) fn clear(&self) -> Result<()> {
-        for name in [SOCKET, STATE, LAUNCH, LOCK] {
+        let reserved = temporary(EXIT);
+        for name in [SOCKET, STATE, LAUNCH, LOCK, &reserved] {
             match rustix::fs::unlinkat(&self.dir, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => (),
                 Err(errno) => return Err(Error::io("clear", self.path.display(), errno)),
@@ -266,16 +281,25 @@ impl Instance {
     fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
         use std::io::Write;
         let write = || -> io::Result<()> {
-            // One process writes here.
-            let temporary = format!("{}{name}", kleened_sys::fs::TEMPORARY_PREFIX);
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-            let mode = Mode::RUSR | Mode::WUSR;
-            let file = rustix::fs::openat(&self.dir, &*temporary, flags, mode)?;
-            std::fs::File::from(file).write_all(&serde_json::to_vec(value)?)?;
-            Ok(rustix::fs::renameat(&self.dir, &*temporary, &self.dir, name)?)
+            let mut file = std::fs::File::from(self.open_temporary(name)?);
+            let text = serde_json::to_vec(value)?;
+            // Into the room that was reserved.
+            file.write_all(&text)?;
+            file.set_len(text.len() as u64)?;
+            Ok(rustix::fs::renameat(&self.dir, temporary(name), &self.dir, name)?)
         };
         write().map_err(|error| Error::io("write", self.path.join(name).display(), error))
     }
+
+    /// What is to replace the file with this name. One process writes here.
+    fn open_temporary(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Ok(rustix::fs::openat(&self.dir, temporary(name), flags, Mode::RUSR | Mode::WUSR)?)
+    }
+}
+
+fn temporary(name: &str) -> String {
+    format!("{}{name}", kleened_sys::fs::TEMPORARY_PREFIX)
 }
 
 fn make_dir(dir: std::os::fd::BorrowedFd<'_>, name: &Path) -> io::Result<()> {
