@@ -231,8 +231,12 @@ fn a_read_only_user_looks_and_changes_nothing() {
     let daemon = Daemon::start_with("socket_mode = '0666'\nread_only_users = ['4711']", &[]);
     // Into the folder, which is root's alone.
     fs::set_permissions(daemon.home(), fs::Permissions::from_mode(0o755)).unwrap();
+    // So may be the folder that the client was built in.
+    let client = daemon.home().join("klee");
+    fs::copy(binary("klee"), &client).unwrap();
     let as_user = |uid: u32, arguments: &[&str]| {
-        let mut command = daemon.client();
+        let mut command = Command::new(&client);
+        command.env("KLEE_HOST", daemon.socket()).stdin(Stdio::null());
         command.args(arguments).uid(uid).gid(4711).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut error = String::new();
