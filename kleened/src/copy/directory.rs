@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kleened_sys::fs::{self, Attributes};
 use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
-#[cfg(target_os = "linux")]
-use rustix::{fs::OFlags, io::Errno};
+
+use super::Error;
 
 /// Directories that are open now, in all copies of this process: what the limit counts.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
@@ -70,25 +71,39 @@ pub(super) struct Root {
 impl Directory {
     /// Makes the target ready, so that nothing in it is inherited by what is made there, and nobody
     /// else looks in before the end.
-    pub(super) fn root(
-        from: BorrowedFd<'_>,
-        to: BorrowedFd<'_>,
-    ) -> Result<Root, (&'static str, io::Error)> {
-        let from = open_source(from, c".").map_err(|e| ("openat", e))?;
-        let to = fs::open_directory(to, c".").map_err(|e| ("openat", e))?;
-        let attributes = fs::attributes(from.as_fd()).map_err(|e| ("statx", e))?;
-        let target = fs::attributes(to.as_fd()).map_err(|e| ("statx", e))?.id;
+    pub(super) fn root(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<Root, Error> {
+        fn failed<E: Into<io::Error>>(call: &'static str) -> impl Fn(E) -> Error {
+            move |source| Error::Call { path: ".".into(), call: call.into(), source: source.into() }
+        }
+        let from = open_source(from, c".").map_err(failed("openat"))?;
+        let to = fs::open_directory(to, c".").map_err(failed("openat"))?;
+        let attributes = fs::attributes(from.as_fd()).map_err(failed("statx"))?;
+        let target = fs::attributes(to.as_fd()).map_err(failed("statx"))?.id;
+        if attributes.id == target {
+            return Err(Error::Inside { path: ".".into() });
+        }
+        let (mut buffer, mut entries) = (Vec::with_capacity(4096), Vec::new());
+        fs::list_part(to.as_fd(), 0, &mut buffer, &mut entries).map_err(failed("getdents"))?;
+        if !entries.is_empty() {
+            return Err(failed("mkdir")(Errno::NOTEMPTY));
+        }
         #[cfg(target_os = "linux")]
         for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
             match fs::remove_xattr(fs::Node::Open(to.as_fd()), acl) {
                 Err(e) if e.kind() != io::ErrorKind::Unsupported => {
-                    return Err(("fremovexattr", e));
+                    return Err(failed("fremovexattr")(e));
                 }
                 _ => (),
             }
         }
-        rustix::fs::fchmod(&to, Mode::RWXU).map_err(|e| ("fchmod", e.into()))?;
-        let born = probe(to.as_fd())?;
+        rustix::fs::fchmod(&to, Mode::RWXU).map_err(failed("fchmod"))?;
+        // Who owns what is made here: file systems differ in whom they ask.
+        let probe = c".tmp-probe";
+        rustix::fs::mkdirat(&to, probe, Mode::RWXU).map_err(failed("mkdirat"))?;
+        let made = fs::attributes_at(to.as_fd(), probe);
+        rustix::fs::unlinkat(&to, probe, AtFlags::REMOVEDIR).map_err(failed("unlinkat"))?;
+        let made = made.map_err(failed("statx"))?;
+        let born = (made.uid, made.gid);
         let open = Mutex::new(Some(Pair::new(from, to)));
         let name = c".".to_owned();
         // Two tasks at first: the listing, and the one of whoever waits for everything.
@@ -186,6 +201,7 @@ impl Drop for Directory {
 fn open_source(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
     #[cfg(target_os = "linux")]
     {
+        use rustix::fs::OFlags;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(dir, name, flags | OFlags::NOATIME, Mode::empty()) {
             // Only the owner and the privileged may.
@@ -194,13 +210,4 @@ fn open_source(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
         }
     }
     fs::open_directory(dir, name)
-}
-
-/// Who owns a directory that was just made in `to`: file systems differ in whom they ask.
-fn probe(to: BorrowedFd<'_>) -> Result<(u32, u32), (&'static str, io::Error)> {
-    let name = c".tmp-probe";
-    rustix::fs::mkdirat(to, name, Mode::RWXU).map_err(|e| ("mkdirat", e.into()))?;
-    let made = fs::attributes_at(to, name);
-    rustix::fs::unlinkat(to, name, AtFlags::REMOVEDIR).map_err(|e| ("unlinkat", e.into()))?;
-    made.map(|a| (a.uid, a.gid)).map_err(|e| ("statx", e))
 }

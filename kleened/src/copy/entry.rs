@@ -18,54 +18,51 @@ const STEP: u64 = 16 * 1024 * 1024;
 impl Worker<'_> {
     /// Copies an entry that is no directory, going by the type that the listing gave.
     pub(super) fn entry(&mut self, place: Place<'_>, kind: FileType) -> Result<(), Error> {
-        let mut kind = kind;
+        let mut kind = Some(kind);
         // The listing may give no type, or somebody may have put something else there since.
         for _ in 0..3 {
-            let copied = match kind {
-                FileType::RegularFile => self.file(place)?,
-                _ => self.other(place)?,
+            kind = match kind {
+                None => return Ok(()),
+                Some(FileType::RegularFile) => self.file(place)?,
+                Some(_) => self.other(place)?,
             };
-            match copied {
-                Ok(()) => return Ok(()),
-                Err(found) => kind = found,
-            }
         }
-        Err(place.failed("openat", Errno::STALE))
+        if kind.is_none() { Ok(()) } else { Err(place.failed("openat", Errno::STALE)) }
     }
 
-    /// Copies a regular file; tells what it is where it is something else.
-    fn file(&mut self, place: Place<'_>) -> Result<Result<(), FileType>, Error> {
+    /// Copies a regular file. Where it is something else, tells what.
+    fn file(&mut self, place: Place<'_>) -> Result<Option<FileType>, Error> {
         let (from, attributes) = match self.open(place, Access::File)? {
             Source::Open(from, attributes) => (from, attributes),
             Source::Mount(attributes) => return self.mount_point(place, &attributes),
-            Source::Gone => return Ok(Ok(())),
+            Source::Gone => return Ok(None),
         };
         if attributes.kind != FileType::RegularFile {
-            return Ok(Err(attributes.kind));
+            return Ok(Some(attributes.kind));
         }
         if let Some(to) = self.name(place, &attributes, || create(place, &attributes))? {
             self.content(place, from.as_fd(), to.as_fd(), &attributes)?;
             self.finish(place, to.as_fd(), Some(from.as_fd()), &attributes)?;
             self.count_file();
         }
-        Ok(Ok(()))
+        Ok(None)
     }
 
-    /// Copies a link, a fifo, a socket or a device node, or leaves a task for a directory; tells what it
-    /// is where it is a file.
-    fn other(&mut self, place: Place<'_>) -> Result<Result<(), FileType>, Error> {
+    /// Copies a link, a fifo, a socket or a device node, or leaves a task for a directory. Where it is a
+    /// file, tells so.
+    fn other(&mut self, place: Place<'_>) -> Result<Option<FileType>, Error> {
         // The descriptor holds on to what is copied: all that is read is of one and the same thing.
         let (from, attributes) = match self.open(place, Access::Place)? {
             Source::Open(from, attributes) => (from, attributes),
             Source::Mount(attributes) => return self.mount_point(place, &attributes),
-            Source::Gone => return Ok(Ok(())),
+            Source::Gone => return Ok(None),
         };
         match attributes.kind {
-            FileType::RegularFile => return Ok(Err(attributes.kind)),
+            FileType::RegularFile => return Ok(Some(attributes.kind)),
             FileType::Directory => self.push_directory(place),
             _ => self.special(place, from.as_fd(), &attributes)?,
         }
-        Ok(Ok(()))
+        Ok(None)
     }
 
     fn special(
@@ -99,16 +96,16 @@ impl Worker<'_> {
         &mut self,
         place: Place<'_>,
         attributes: &Attributes,
-    ) -> Result<Result<(), FileType>, Error> {
+    ) -> Result<Option<FileType>, Error> {
         if attributes.kind == FileType::Directory {
             self.push_directory(place);
-            return Ok(Ok(()));
+            return Ok(None);
         }
         self.summary.mounts += 1;
         let to = create(place, attributes)?;
         self.finish(place, to.as_fd(), None, attributes)?;
         self.count_file();
-        Ok(Ok(()))
+        Ok(None)
     }
 
     fn push_directory(&self, place: Place<'_>) {
@@ -126,7 +123,7 @@ impl Worker<'_> {
         make: impl FnOnce() -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
         let (at, name) =
-            match self.copy.links.name(attributes, place.directory, place.name, make)? {
+            match self.shared.links.name(attributes, place.directory, place.name, make)? {
                 Name::First(made) => return Ok(Some(made)),
                 Name::Further(at, name) => (at, name),
             };
@@ -150,7 +147,7 @@ impl Worker<'_> {
         if size == 0 {
             return Ok(());
         }
-        if !self.copy.no_clones.load(Ordering::Relaxed) {
+        if !self.shared.no_clones.load(Ordering::Relaxed) {
             match fs::clone_file(from, to).map_err(|e| place.failed("ioctl FICLONE", e))? {
                 Cloned::Yes => {
                     let data = size.min(attributes.allocated);
@@ -159,8 +156,8 @@ impl Worker<'_> {
                     return Ok(());
                 }
                 Cloned::NotThese => (),
-                Cloned::Never if attributes.id.0 == self.copy.device => {
-                    self.copy.no_clones.store(true, Ordering::Relaxed);
+                Cloned::Never if attributes.id.0 == self.shared.device => {
+                    self.shared.no_clones.store(true, Ordering::Relaxed);
                 }
                 Cloned::Never => (),
             }
@@ -210,14 +207,14 @@ impl Worker<'_> {
 
     fn count_bytes(&mut self, bytes: u64) {
         self.summary.bytes += bytes;
-        if let Some(progress) = self.copy.options.progress {
+        if let Some(progress) = self.shared.options.progress {
             progress.bytes.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 
     fn count_file(&mut self) {
         self.summary.files += 1;
-        if let Some(progress) = self.copy.options.progress {
+        if let Some(progress) = self.shared.options.progress {
             progress.files.fetch_add(1, Ordering::Relaxed);
         }
     }

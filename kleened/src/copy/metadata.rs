@@ -87,13 +87,13 @@ impl Worker<'_> {
         if !attributes.flags.is_empty() {
             let (directory, name) = (place.directory.clone(), place.name.to_owned());
             let flagged = Flagged { directory, name, flags: attributes.flags };
-            self.copy.flagged.lock().unwrap_or_else(PoisonError::into_inner).push(flagged);
+            self.shared.flagged.lock().unwrap_or_else(PoisonError::into_inner).push(flagged);
         }
     }
 
     /// Sets the flags that were noted.
     pub(super) fn add_flags(&mut self) -> Result<(), Error> {
-        let mut flagged = self.copy.flagged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flagged = self.shared.flagged.lock().unwrap_or_else(PoisonError::into_inner);
         for Flagged { directory, name, flags } in flagged.drain(..) {
             let pair = directory.pair().map_err(|e| directory.failed("openat", e))?;
             let place = Place { directory: &directory, pair: &pair, name: &name };
@@ -107,7 +107,7 @@ impl Worker<'_> {
     fn other_owner(&self, place: Place<'_>, attributes: &Attributes) -> Option<(Uid, Gid)> {
         // The root was made by somebody else.
         let is_root = place.directory.is_root() && place.name == c".";
-        (is_root || (attributes.uid, attributes.gid) != self.copy.born)
+        (is_root || (attributes.uid, attributes.gid) != self.shared.born)
             .then(|| (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid)))
     }
 
@@ -118,14 +118,14 @@ impl Worker<'_> {
         to: Node<'_>,
         attributes: &Attributes,
     ) -> Result<(), Error> {
-        if self.copy.no_xattrs.load(Ordering::Relaxed) {
+        if self.shared.no_xattrs.load(Ordering::Relaxed) {
             return Ok(());
         }
         match fs::list_xattrs(from, &mut self.names) {
             Ok(()) => (),
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                if attributes.id.0 == self.copy.device {
-                    self.copy.no_xattrs.store(true, Ordering::Relaxed);
+                if attributes.id.0 == self.shared.device {
+                    self.shared.no_xattrs.store(true, Ordering::Relaxed);
                 }
                 return Ok(());
             }

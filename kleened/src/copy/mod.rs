@@ -151,8 +151,7 @@ impl From<Error> for io::Error {
 /// `to`, an existing empty directory, holds everything that is in `from`, and has its owner, mode,
 /// times and extended attributes: hard links, holes, links, fifos, sockets and device nodes as what
 /// they are, extended attributes of every namespace that the process may see, access control lists,
-/// flags, times to the nanosecond. Nothing that `from` had open or mounted matters. Content is shared where
-/// the file system can, else copied. What is removed from `from` meanwhile may be missing, and a file
+/// flags, times to the nanosecond. Content is shared where the file system can, else copied. What is removed from `from` meanwhile may be missing, and a file
 /// that is written to meanwhile may be of any state in between.
 ///
 /// It is not durable yet: see [`kleened_sys::fs::sync_file_system`].
@@ -166,17 +165,12 @@ pub fn tree(
     to: BorrowedFd<'_>,
     options: &Options<'_>,
 ) -> Result<Summary, Error> {
-    let failed =
-        |call: &'static str, source| Error::Call { path: ".".into(), call: call.into(), source };
-    let root = Directory::root(from, to).map_err(|(call, source)| failed(call, source))?;
-    if root.directory.attributes.id == root.target {
-        return Err(Error::Inside { path: ".".into() });
-    }
+    let root = Directory::root(from, to)?;
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(0, usize::from).max(LEAST_THREADS),
         count => count,
     };
-    let copy = Copy {
+    let shared = Shared {
         options,
         target: root.target,
         born: root.born,
@@ -190,15 +184,17 @@ pub fn tree(
         no_noatime: AtomicBool::new(false),
     };
     let first = Task { directory: root.directory.clone(), work: Work::List(0) };
-    copy.queue.push(0, [first]);
+    shared.queue.push(0, [first]);
     let mut summary = std::thread::scope(|scope| {
         let mut workers = Vec::new();
         for me in 0..threads {
-            let copy = &copy;
+            let shared = &shared;
             let thread = std::thread::Builder::new().name(format!("copy-{me}"));
-            match thread.spawn_scoped(scope, move || Worker::new(copy, me).run()) {
+            match thread.spawn_scoped(scope, move || Worker::new(shared, me).run()) {
                 Ok(worker) => workers.push(worker),
-                Err(error) => copy.queue.stop(Some(failed("pthread_create", error))),
+                Err(error) => {
+                    shared.queue.stop(Some(root.directory.failed("pthread_create", error)));
+                }
             }
         }
         let mut all = Summary::default();
@@ -210,10 +206,10 @@ pub fn tree(
         }
         all
     });
-    if let Some(error) = copy.queue.take_error() {
+    if let Some(error) = shared.queue.take_error() {
         return Err(error);
     }
-    let mut last = Worker::new(&copy, 0);
+    let mut last = Worker::new(&shared, 0);
     last.add_flags()?;
     // The root last: nobody else gets in before.
     last.end(&root.directory)?;
@@ -233,7 +229,7 @@ struct Flagged {
 }
 
 /// What all threads of one copy share.
-struct Copy<'a> {
+struct Shared<'a> {
     options: &'a Options<'a>,
     /// The root of the target, which is not to be found in the source.
     target: (u64, u64),

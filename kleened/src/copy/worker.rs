@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::directory::{Directory, Pair};
 use super::queue::{Task, Work};
-use super::{Copy, Error, Summary};
+use super::{Error, Shared, Summary};
 
 /// What the kernel can't copy by itself goes through a buffer of this size; it fits into a processor's
 /// second cache.
@@ -27,7 +27,7 @@ const BATCH: usize = 32;
 
 /// A thread of a copy, with the buffers that it uses again and again.
 pub(super) struct Worker<'c> {
-    pub(super) copy: &'c Copy<'c>,
+    pub(super) shared: &'c Shared<'c>,
     me: usize,
     /// Whether what is made has exactly the mode that it is made with.
     pub(super) exact_modes: bool,
@@ -87,9 +87,9 @@ impl Place<'_> {
 }
 
 impl<'c> Worker<'c> {
-    pub(super) fn new(copy: &'c Copy<'c>, me: usize) -> Self {
+    pub(super) fn new(shared: &'c Shared<'c>, me: usize) -> Self {
         Self {
-            copy,
+            shared,
             me,
             exact_modes: false,
             summary: Summary::default(),
@@ -103,7 +103,7 @@ impl<'c> Worker<'c> {
     /// Works until there is nothing left to do.
     pub(super) fn run(mut self) -> Summary {
         /// Wakes the others where this thread panics: they would wait for it.
-        struct Bell<'c>(&'c Copy<'c>);
+        struct Bell<'c>(&'c Shared<'c>);
         impl Drop for Bell<'_> {
             fn drop(&mut self) {
                 if std::thread::panicking() {
@@ -111,11 +111,11 @@ impl<'c> Worker<'c> {
                 }
             }
         }
-        let bell = Bell(self.copy);
+        let bell = Bell(self.shared);
         self.exact_modes = fs::unmask_thread();
-        while let Some(task) = self.copy.queue.next(self.me) {
+        while let Some(task) = self.shared.queue.next(self.me) {
             if let Err(error) = self.perform(task) {
-                self.copy.queue.stop(Some(error));
+                self.shared.queue.stop(Some(error));
             }
         }
         drop(bell);
@@ -179,8 +179,8 @@ impl<'c> Worker<'c> {
             .collect();
         if !tasks.is_empty() {
             directory.begin(tasks.len());
-            self.copy.queue.push(self.me, tasks);
-            if self.copy.too_many_open() {
+            self.shared.queue.push(self.me, tasks);
+            if self.shared.too_many_open() {
                 directory.close();
             }
         }
@@ -196,7 +196,7 @@ impl<'c> Worker<'c> {
             Source::Open(_, attributes) | Source::Mount(attributes) => attributes,
             Source::Gone => return Ok(()),
         };
-        if attributes.id == self.copy.target {
+        if attributes.id == self.shared.target {
             return Err(Error::Inside { path: parent.path(&name) });
         }
         rustix::fs::mkdirat(place.to(), &*name, Mode::RWXU)
@@ -217,7 +217,7 @@ impl<'c> Worker<'c> {
     /// Opens an entry of the source.
     pub(super) fn open(&mut self, place: Place<'_>, access: Access) -> Result<Source, Error> {
         let open = |flags| {
-            if self.copy.options.one_file_system {
+            if self.shared.options.one_file_system {
                 return fs::open_unmounted(place.from(), place.name, flags);
             }
             let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -228,14 +228,14 @@ impl<'c> Worker<'c> {
             Access::File => OFlags::RDONLY | OFlags::NONBLOCK,
             Access::Directory => OFlags::RDONLY | OFlags::DIRECTORY,
         };
-        let noatime = self.copy.noatime();
+        let noatime = self.shared.noatime();
         let opened = if access == Access::Place || noatime.is_empty() {
             open(flags)
         } else {
             match open(flags | noatime) {
                 // Only the owner and the privileged may.
                 Err(Errno::PERM) => {
-                    self.copy.no_noatime.store(true, Ordering::Relaxed);
+                    self.shared.no_noatime.store(true, Ordering::Relaxed);
                     open(flags)
                 }
                 other => other,
@@ -260,7 +260,7 @@ impl<'c> Worker<'c> {
 
     /// One more task, made by an entry that turned out to be a directory.
     pub(super) fn push(&self, task: Task) {
-        self.copy.queue.push(self.me, [task]);
+        self.shared.queue.push(self.me, [task]);
     }
 
     fn entries(
@@ -279,8 +279,8 @@ impl<'c> Worker<'c> {
 
     /// Whether to go on.
     pub(super) fn check(&self) -> Result<(), Error> {
-        let cancelled = self.copy.options.progress.is_some_and(super::Progress::is_cancelled);
-        if cancelled || self.copy.queue.is_stopped() { Err(Error::Cancelled) } else { Ok(()) }
+        let cancelled = self.shared.options.progress.is_some_and(super::Progress::is_cancelled);
+        if cancelled || self.shared.queue.is_stopped() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }
 
@@ -291,7 +291,7 @@ impl Directory {
     }
 }
 
-impl Copy<'_> {
+impl Shared<'_> {
     /// The flag that leaves the time of reading alone, while it may be used.
     fn noatime(&self) -> OFlags {
         #[cfg(target_os = "linux")]
