@@ -141,3 +141,74 @@ fn naming_and_saving_images() {
         &["image rm new"],
     );
 }
+
+/// Runs `verb` with its 1st, 2nd, 3rd… storage call failing, before it took effect and after, until
+/// it succeeds. After each failure a repeat succeeds; `check` looks at what is there before it and
+/// after it. `reset` goes back.
+fn fail_at_every_call(verb: &str, check: impl Fn(&Daemon, bool), reset: &[&str]) {
+    for moment in ["before", "after"] {
+        let mut daemon = Daemon::start();
+        daemon.import(&busybox());
+        let mut failures = 0;
+        for n in 1.. {
+            assert!(n < 200, "it never succeeds");
+            assert!(daemon.stop().success());
+            daemon.set_environment("KLEENED_FAULT", Some(&format!("*:{n}:{moment}:error")));
+            if daemon.try_boot() {
+                let failed = daemon.run(verb).code != 0;
+                check(&daemon, !failed);
+                assert!(daemon.litter().is_empty(), "call {n} {moment}: {:?}", daemon.litter());
+                if failed {
+                    failures += 1;
+                    daemon.run(verb).ok();
+                    check(&daemon, true);
+                }
+                for command in reset {
+                    // It may be the one that fails.
+                    if daemon.run(command).code != 0 {
+                        daemon.run(command).ok();
+                    }
+                }
+                if !failed && failures > 0 {
+                    break;
+                }
+            } else {
+                daemon.set_environment("KLEENED_FAULT", None);
+                daemon.boot();
+            }
+        }
+        // What is in memory is what is there.
+        daemon.set_environment("KLEENED_FAULT", None);
+        assert!(daemon.stop().success());
+        daemon.boot();
+        check(&daemon, false);
+    }
+}
+
+#[test]
+fn a_failing_call_leaves_the_state_before() {
+    fail_at_every_call(
+        "container create --name c -m site:/usr/share/site base",
+        |daemon, made| {
+            assert_eq!(!daemon.run("container ls -aq").ok().is_empty(), made);
+            assert_eq!(site(daemon), made.then_some(6));
+        },
+        &["container rm c", "volume rm site"],
+    );
+    fail_at_every_call(
+        "volume create site",
+        |daemon, made| assert_eq!(site(daemon), made.then_some(0)),
+        &["volume rm site"],
+    );
+    fail_at_every_call(
+        "image save c new",
+        |daemon, made| {
+            if daemon.run("container inspect c").code != 0 {
+                daemon.run("container create --name c base").ok();
+            }
+            let names = daemon.klee(["image", "ls", "--format", "{{.name}}"]).ok();
+            assert!(made || !names.lines().any(|name| name == "new"), "{names}");
+        },
+        &[],
+    );
+}

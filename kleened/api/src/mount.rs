@@ -95,6 +95,11 @@ impl MountPointConfig {
         if destination == "/" {
             return Err(fail("the destination must not be the container's root '/'".into()));
         }
+        if matches!(destination.as_str(), "/dev" | "/proc") {
+            return Err(fail(format!(
+                "the destination must not be {destination}, which the container has from the kernel"
+            )));
+        }
         let source = match self.kind {
             MountType::Volume => match self.source.parse::<VolumeName>() {
                 Ok(name) => name.to_string(),
@@ -220,6 +225,13 @@ fn parse_short(text: &str) -> Result<MountPointConfig, String> {
         [] | [_] => return Err("write SOURCE:DESTINATION[:ro|rw][,nocopy]".into()),
         _ => return Err("at most 3 elements can be separated by ':'".into()),
     };
+    if destination.contains(',') {
+        return Err(
+            "after the destination comes ':ro' or ':rw', and then only ',nocopy'; a path with \
+                    a ',' in it needs the form type=volume,source=…,target=…"
+                .into(),
+        );
+    }
     let kind = if source.starts_with('/') { MountType::Nullfs } else { MountType::Volume };
     Ok(MountPointConfig {
         kind,
@@ -332,6 +344,10 @@ mod tests {
             "type=volume,source=v,target=/d,volume-subpath=../x",
             "type=volume,source=v,target=/d,volume-subpath=/x",
             "v:/a\0b",
+            "v:/a,ro",
+            "v:/a,nocopy:ro",
+            "v:/dev/",
+            "v:/proc",
         ] {
             assert!(parse(bad).is_err(), "{bad:?} was accepted");
         }

@@ -19,6 +19,8 @@ pub(super) struct Catalogue {
     pub volumes: BTreeMap<String, VolumeEntry>,
     pub images: BTreeMap<Id, ImageRecord>,
     pub containers: BTreeMap<Id, ContainerEntry>,
+    /// The containers whose records can't be read. Nobody knows which volumes and images they use.
+    pub unreadable: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -104,10 +106,25 @@ impl Catalogue {
                 )
             })
             .collect();
+        self.refuse_users(Kind::Volume, volume, users)
+    }
+
+    /// That there are no users, and none that nobody knows of.
+    pub(super) fn refuse_users(
+        &self,
+        kind: Kind,
+        name: &str,
+        mut users: Vec<String>,
+    ) -> Result<()> {
+        users.extend(self.unreadable.iter().map(|name| {
+            format!(
+                "container {name} may use it: its record can't be read, the daemon's log says why"
+            )
+        }));
         if users.is_empty() {
             return Ok(());
         }
-        Err(Error::InUse { kind: Kind::Volume, name: volume.to_owned(), users })
+        Err(Error::InUse { kind, name: name.to_owned(), users })
     }
 
     pub(super) fn volume(&self, name: &str) -> Result<&VolumeEntry> {
@@ -216,6 +233,16 @@ impl Catalogue {
         self.containers
             .get(id)
             .ok_or_else(|| Error::NotFound { kind: Kind::Container, name: id.to_string() })
+    }
+
+    /// The container, if it is there as a whole.
+    pub(super) fn made(&self, id: &Id) -> Result<&ContainerEntry> {
+        let entry = self.entry(id)?;
+        if entry.ready {
+            return Ok(entry);
+        }
+        let (name, state) = (entry.record.name.clone(), "is being made: try again when it is");
+        Err(Error::State { kind: Kind::Container, name, state })
     }
 
     /// The containers made from an image.

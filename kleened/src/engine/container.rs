@@ -15,7 +15,6 @@ use super::journal::Intent;
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::{self, ContainerRecord};
-use super::volume::collect;
 use super::{Engine, IMAGE_SNAPSHOT, Undo, ident, log_failure};
 use crate::copy::Progress;
 use crate::error::{Error, Kind, Result};
@@ -117,7 +116,6 @@ impl Engine {
             ));
         }
         let mounts = mount::checked(config.mounts)?;
-        check_sources(&mounts)?;
         let record = ContainerRecord {
             created: Timestamp::now(),
             name,
@@ -191,10 +189,9 @@ impl Engine {
     /// The container appears as a whole, in the last step. Until then it is scratch, which the next
     /// start clears away; only the volumes made for it need the journal.
     fn make_container(&self, id: &Id, record: &ContainerRecord, progress: &Progress) -> Result<()> {
-        let fail = || Error::storage("create container", &record.name);
-        let (scratch, container) = (DatasetPath::scratch(id), DatasetPath::container(id));
-        let image = DatasetPath::image(&record.image_id).snapshot(IMAGE_SNAPSHOT);
-        let spec = DatasetSpec { record: record::write(record), ..DatasetSpec::default() };
+        // It may have gone while this waited for the locks.
+        self.catalogue().show_image(&*self.storage, &record.image_id)?;
+        check_sources(&record.mounts)?;
         let new: Vec<VolumeName> = {
             let catalogue = self.catalogue();
             let volumes = record.mounts.iter().filter(|mount| mount.kind == MountType::Volume);
@@ -214,40 +211,45 @@ impl Engine {
             let intent = Intent::CreateContainer { id: id.clone(), volumes };
             Some(self.journal.begin(id, &intent).map_err(journal())?)
         };
-        let made = (|| {
-            let mut undo = Undo::default();
-            undo.push(|| {
-                log_failure(format_args!("remove {scratch}"), self.storage.destroy(&scratch))
+        let done = || entry.as_ref().map_or(Ok(()), |entry| entry.done().map_err(journal()));
+        let made = self.assemble(id, record, progress).and_then(|()| done());
+        if made.is_err() {
+            let taken_back = self.discard_container(id).and_then(|()| {
+                self.take_back_volumes(id, &new)?;
+                done()
             });
-            self.storage.clone_from(&image, &scratch, &spec).map_err(fail())?;
-            let root = self.storage.mountpoint(&scratch);
-            {
-                let root =
-                    File::open(&root).map_err(Error::io("create container", &record.name))?;
-                for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
-                    self.ensure_volume(&mount.source.parse()?, id)?;
-                    self.populate(&record.image_id, root.as_fd(), mount, progress)?;
-                }
-            }
-            self.platform
-                .prepare(&root, &self.platform_mounts(&record.mounts)?)
-                .map_err(Error::platform("create container", &record.name))?;
-            self.storage.rename(&scratch, &container).map_err(fail())?;
-            undo.commit();
-            Ok(())
-        })();
-        let taken_back = match &made {
-            Ok(()) => Ok(()),
-            Err(_) => self.take_back_volumes(id, &new),
-        };
-        match (entry, &taken_back) {
-            (Some(entry), Ok(())) => entry.done().map_err(journal())?,
             // What could not be taken back now is tried again at the next start.
-            (_, result) => {
-                log_failure(format_args!("take back the volumes of {id}"), result.as_ref())
-            }
+            log_failure(format_args!("take back container {id}"), taken_back);
         }
         made
+    }
+
+    /// The container's root is there, a step after all that it needs.
+    fn assemble(&self, id: &Id, record: &ContainerRecord, progress: &Progress) -> Result<()> {
+        let fail = || Error::storage("create container", &record.name);
+        let scratch = DatasetPath::scratch(id);
+        let image = DatasetPath::image(&record.image_id).snapshot(IMAGE_SNAPSHOT);
+        let spec = DatasetSpec { record: record::write(record), ..DatasetSpec::default() };
+        self.storage.clone_from(&image, &scratch, &spec).map_err(fail())?;
+        let path = self.storage.mountpoint(&scratch);
+        let root = File::open(&path).map_err(Error::io("create container", &record.name))?;
+        for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
+            self.ensure_volume(&mount.source.parse()?, id)?;
+            self.populate(&record.image_id, root.as_fd(), mount, progress)?;
+        }
+        drop(root);
+        self.platform
+            .prepare(&path, &self.platform_mounts(&record.mounts)?)
+            .map_err(Error::platform("create container", &record.name))?;
+        self.storage.rename(&scratch, &DatasetPath::container(id)).map_err(fail())
+    }
+
+    /// Nothing is left of the root of a container that could not be made. A repeat is safe.
+    fn discard_container(&self, id: &Id) -> Result<()> {
+        for path in [DatasetPath::scratch(id), DatasetPath::container(id)] {
+            self.storage.destroy(&path).map_err(Error::storage("take back", &path))?;
+        }
+        Ok(())
     }
 
     /// None of these volumes is there that was made for this container. A repeat is safe.
@@ -305,7 +307,7 @@ impl Engine {
         let subject = id.to_string();
         let wanted = vec![(Key::Container(id.clone()), Access::Exclusive)];
         Ok(self.begin(format!("update container {id}"), &subject, wanted, move |engine, _| {
-            let before = engine.catalogue().entry(&id)?.record.clone();
+            let before = engine.catalogue().made(&id)?.record.clone();
             let mut record = before.clone();
             if let Some(name) = &config.name {
                 let name = name.strip_prefix('/').unwrap_or(name);
@@ -374,16 +376,13 @@ impl Engine {
         }))
     }
 
-    fn refuse_running(&self, id: &Id) -> Result<()> {
+    /// That the container is there as a whole, and does not run.
+    pub(super) fn refuse_running(&self, id: &Id) -> Result<()> {
         let catalogue = self.catalogue();
-        let entry = catalogue.entry(id)?;
+        let entry = catalogue.made(id)?;
         if entry.is_running() {
-            let name = entry.record.name.clone();
-            return Err(Error::State {
-                kind: Kind::Container,
-                name,
-                state: "is running: stop it first",
-            });
+            let (name, state) = (entry.record.name.clone(), "is running: stop it first");
+            return Err(Error::State { kind: Kind::Container, name, state });
         }
         Ok(())
     }
@@ -396,9 +395,9 @@ impl Engine {
         // Never reach into a volume that is still mounted there.
         self.platform.release(id, &root).map_err(Error::platform("remove container", id))?;
         self.storage.destroy(&container).map_err(Error::storage("remove container", id))?;
-        self.catalogue().containers.remove(id);
         log_failure(format_args!("forget how {id} ended"), self.platform.forget(id));
         self.remove_log(id);
+        self.catalogue().containers.remove(id);
         Ok(())
     }
 
@@ -418,22 +417,10 @@ impl Engine {
                 .collect()
         };
         unused.sort();
-        let wanted = if dry_run {
-            Vec::new()
-        } else {
-            unused.iter().map(|(_, id)| (Key::Container(id.clone()), Access::Exclusive)).collect()
-        };
-        self.begin("prune containers".into(), "", wanted, move |engine, _| {
-            let names = unused.iter().map(|(_, id)| id.to_string()).collect();
-            if dry_run {
-                return Ok(names);
-            }
-            collect(names, |name| match engine.destroy_container(&name.parse()?) {
-                Ok(()) => Ok(true),
-                // Started, or removed, since the list was made.
-                Err(Error::State { .. } | Error::NotFound { .. }) => Ok(false),
-                Err(error) => Err(error),
-            })
+        let unused = unused.into_iter().map(|(_, id)| id).collect();
+        self.begin("prune containers".into(), "", Vec::new(), move |engine, _| {
+            let key = |id: &Id| Key::Container(id.clone());
+            engine.prune(unused, dry_run, key, |id| engine.destroy_container(id))
         })
     }
 }

@@ -10,6 +10,7 @@ use kleened_api::Id;
 use kleened_api::exec::{ExecConfig, ExecStart};
 
 use super::container::merge_env;
+use super::lifecycle::Watched;
 use super::lock::{Access, Key};
 use super::{Engine, ident, log_failure};
 use crate::error::{Error, Kind, Result};
@@ -189,8 +190,9 @@ impl Engine {
     fn forget_when_ended(self: &Arc<Self>, instance: &Id) {
         let (engine, instance) = (Arc::clone(self), instance.clone());
         self.runtime.spawn(async move {
-            let watched = engine.watch(&instance).await;
-            log_failure(format_args!("watch {instance}"), watched);
+            let mut watched = Watched::default();
+            let result = engine.watch(&instance, &mut watched).await;
+            log_failure(format_args!("watch {instance}"), result);
             engine.execs.ended(&instance);
             let forget = move || {
                 log_failure(format_args!("forget {instance}"), engine.platform.forget(&instance))

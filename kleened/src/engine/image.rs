@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kleened_api::image::{Image, ImageConfig};
 use kleened_api::{Id, ImageRef, Timestamp};
@@ -11,12 +12,11 @@ use kleened_api::{Id, ImageRef, Timestamp};
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::{self, ImageRecord};
-use super::volume::collect;
 use super::{Engine, IMAGE_SNAPSHOT, Undo, ident, log_failure};
 use crate::archive;
 use crate::copy::{self, Progress};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{DatasetPath, DatasetSpec};
+use crate::storage::{self, DatasetPath, DatasetSpec};
 
 impl Engine {
     /// The images, newest first.
@@ -74,7 +74,7 @@ impl Engine {
         let id = {
             let catalogue = self.catalogue();
             let id = catalogue.container(reference)?;
-            let container = &catalogue.entry(&id)?.record;
+            let container = &catalogue.made(&id)?.record;
             if config.cmd.is_none() {
                 record.cmd.clone_from(&container.cmd);
             }
@@ -110,10 +110,14 @@ impl Engine {
         self.begin(what, &subject, wanted, move |engine, progress| {
             let (scratch, image) = (DatasetPath::scratch(&id), DatasetPath::image(&id));
             let fail = || Error::storage("make image", &id);
+            let mut record = record;
+            record.named = engine.naming();
             let spec = DatasetSpec { record: record::write(&record), ..DatasetSpec::default() };
             let mut undo = Undo::default();
             undo.push(|| {
-                log_failure(format_args!("remove {scratch}"), engine.storage.destroy(&scratch))
+                for path in [&scratch, &image] {
+                    log_failure(format_args!("take back {path}"), engine.storage.destroy(path));
+                }
             });
             engine.storage.create(&scratch, &spec).map_err(fail())?;
             let target = engine.storage.mountpoint(&scratch);
@@ -121,10 +125,13 @@ impl Engine {
             fill(engine, &target, progress)?;
             drop(target);
             engine.storage.snapshot(&[scratch.snapshot(IMAGE_SNAPSHOT)]).map_err(fail())?;
+            let naming = vec![(Key::ImageNames, Access::Exclusive)];
+            let _held = engine.runtime.block_on(engine.locks.acquire(naming));
             engine.storage.rename(&scratch, &image).map_err(fail())?;
             undo.commit();
             engine.catalogue().images.insert(id.clone(), record);
-            engine.settle_names()?;
+            // The image is there; a name that another still has too, the next start settles.
+            log_failure("take the name from another image", engine.settle_names());
             Ok(id.to_string())
         })
     }
@@ -169,7 +176,7 @@ impl Engine {
                 let mut record = engine.image_record(&id)?;
                 record.name = name;
                 record.tag = tag;
-                record.named = Timestamp::now();
+                record.named = engine.naming();
                 engine.set_image(&id, record)?;
                 engine.settle_names()?;
                 Ok(id.to_string())
@@ -200,9 +207,7 @@ impl Engine {
                 .clones(id)
                 .map(|(id, entry)| format!("container {} ({id})", entry.record.name))
                 .collect();
-            if !users.is_empty() {
-                return Err(Error::InUse { kind: Kind::Image, name: id.to_string(), users });
-            }
+            catalogue.refuse_users(Kind::Image, id.as_str(), users)?;
         }
         self.storage
             .destroy(&DatasetPath::image(id))
@@ -221,21 +226,9 @@ impl Engine {
             };
             catalogue.images.iter().filter(unused).map(|(id, _)| id.clone()).collect()
         };
-        let wanted = if dry_run {
-            Vec::new()
-        } else {
-            unused.iter().map(|id| (Key::Image(id.clone()), Access::Exclusive)).collect()
-        };
-        self.begin("prune images".into(), "", wanted, move |engine, _| {
-            let names = unused.iter().map(Id::to_string).collect();
-            if dry_run {
-                return Ok(names);
-            }
-            collect(names, |name| match engine.destroy_image(&name.parse()?) {
-                Ok(()) => Ok(true),
-                Err(Error::InUse { .. } | Error::NotFound { .. }) => Ok(false),
-                Err(error) => Err(error),
-            })
+        self.begin("prune images".into(), "", Vec::new(), move |engine, _| {
+            let key = |id: &Id| Key::Image(id.clone());
+            engine.prune(unused, dry_run, key, |id| engine.destroy_image(id))
         })
     }
 
@@ -250,12 +243,8 @@ impl Engine {
                             && other.named > image.named
                     })
             };
-            catalogue
-                .images
-                .iter()
-                .filter(loses)
-                .map(|(id, image)| (id.clone(), image.clone()))
-                .collect()
+            let losers = catalogue.images.iter().filter(loses);
+            losers.map(|(id, image)| (id.clone(), image.clone())).collect()
         };
         for (id, mut record) in losers {
             record.name.clear();
@@ -265,16 +254,27 @@ impl Engine {
         Ok(())
     }
 
+    /// A moment after every image got its name, also where the clock was set back.
+    fn naming(&self) -> Timestamp {
+        let last = self.catalogue().images.values().map(|image| image.named).max();
+        let after = |last: Timestamp| Timestamp::from(last.date_time() + Duration::from_micros(1));
+        last.map_or_else(Timestamp::now, |last| Timestamp::now().max(after(last)))
+    }
+
     fn image_record(&self, id: &Id) -> Result<ImageRecord> {
         let record = self.catalogue().images.get(id).cloned();
         record.ok_or_else(|| Error::NotFound { kind: Kind::Image, name: id.to_string() })
     }
 
+    /// The image, if it is still there, has this record.
     fn set_image(&self, id: &Id, record: ImageRecord) -> Result<()> {
-        self.storage
-            .set(&DatasetPath::image(id), &record::write(&record))
-            .map_err(Error::storage("name image", id))?;
-        self.catalogue().images.insert(id.clone(), record);
+        match self.storage.set(&DatasetPath::image(id), &record::write(&record)) {
+            Err(storage::Error::NotFound(_)) => return Ok(()),
+            set => set.map_err(Error::storage("name image", id))?,
+        }
+        if let Some(present) = self.catalogue().images.get_mut(id) {
+            *present = record;
+        }
         Ok(())
     }
 }

@@ -72,10 +72,12 @@ impl Journal {
 
 impl Entry<'_> {
     /// The verb is at one of its ends, and the intent is forgotten for good: were it to come back
-    /// after a power failure, it would be replayed on what others did since.
-    pub(super) fn done(self) -> io::Result<()> {
-        std::fs::remove_file(self.journal.path.join(&self.name))?;
-        self.journal.directory.sync_all()
+    /// after a power failure, it would be replayed on what others did since. A repeat is safe.
+    pub(super) fn done(&self) -> io::Result<()> {
+        match std::fs::remove_file(self.journal.path.join(&self.name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => self.journal.directory.sync_all(),
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use kleened_api::container::{RestartPolicy, WaitReply};
 use kleened_api::mount::MountType;
+use kleened_api::stream::Exit;
 use kleened_api::{Id, Timestamp, VolumeName};
+use tokio::io::AsyncReadExt;
 
 use super::catalogue::Run;
 use super::exec::{StartAs, greet};
@@ -17,7 +19,7 @@ use super::operation::Pending;
 use super::{Engine, log_failure};
 use crate::error::{Error, Kind, Result};
 use crate::platform::supervisor::wire;
-use crate::platform::{self, Launch, LogConfig, Process, Running, Setup};
+use crate::platform::{self, Exited, Launch, LogConfig, Process, Running, Setup};
 use crate::storage::DatasetPath;
 
 impl Engine {
@@ -44,6 +46,7 @@ impl Engine {
     }
 
     fn launch_first(self: &Arc<Self>, id: &Id, start: StartAs) -> Result<()> {
+        self.refuse_running(id)?;
         let record = self.catalogue().entry(id)?.record.clone();
         self.check_volumes(&record)?;
         let settings = self.settings();
@@ -101,22 +104,36 @@ impl Engine {
     pub(super) fn note_running(self: &Arc<Self>, running: Running) {
         let id = running.container.clone();
         if let Some(entry) = self.catalogue().containers.get(&id) {
-            entry.run.send_replace(Run::Running(running));
+            entry.run.send_replace(Run::Running(running.clone()));
         }
         let engine = Arc::clone(self);
-        self.runtime.spawn(async move {
-            let watched = engine.watch(&id).await;
-            // The container may well run on, and is then watched anew.
-            if watched.is_err() {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            log_failure(format_args!("watch container {id}"), watched);
-            engine.ended(&id).await;
-        });
+        self.runtime.spawn(async move { engine.watch_over(&running).await });
     }
 
-    /// Returns when the instance's supervisor has ended.
-    pub(super) async fn watch(self: &Arc<Self>, instance: &Id) -> Result<()> {
+    /// Returns when that run of the container has ended and is tidied up.
+    async fn watch_over(self: &Arc<Self>, running: &Running) {
+        let (id, mut pause) = (&running.container, Duration::from_secs(1));
+        loop {
+            let mut watched = Watched::default();
+            let result = self.watch(&running.instance, &mut watched).await;
+            log_failure(format_args!("watch {id}"), result);
+            match self.tidy_up(running, watched.code).await {
+                Ok(true) => return self.forget_removed(running, watched).await,
+                // Only the connection to its supervisor broke.
+                Ok(false) => {}
+                Err(error) => log_failure::<(), _>(format_args!("tidy up {id}"), Err(error)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(30));
+        }
+    }
+
+    /// Returns when the supervisor has said that the container ended, or has ended itself.
+    pub(super) async fn watch(
+        self: &Arc<Self>,
+        instance: &Id,
+        watched: &mut Watched,
+    ) -> Result<()> {
         let fail = || Error::io::<std::io::Error>("watch", instance);
         let (engine, id) = (Arc::clone(self), instance.clone());
         let connect = move || engine.platform.connect(&id).map_err(Error::platform("watch", &id));
@@ -124,64 +141,73 @@ impl Engine {
         let Some(mut stream) = connected else { return Ok(()) };
         greet(&mut stream, false).map_err(fail())?;
         stream.set_nonblocking(true).map_err(fail())?;
-        let mut stream = tokio::net::UnixStream::from_std(stream).map_err(fail())?;
-        // Frames say what; their end says when.
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await.map_err(fail())?;
-        Ok(())
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(fail())?;
+        watched.until_ended(stream).await.map_err(fail())
     }
 
-    /// What is left of an ended container is tidied up; one that is to be removed is removed.
-    async fn ended(self: &Arc<Self>, id: &Id) {
-        let held = self.locks.acquire(vec![(Key::Container(id.clone()), Access::Exclusive)]).await;
-        let (engine, id) = (Arc::clone(self), id.clone());
+    /// The catalogue says that this run has ended, nothing of its mounts is left, and if the container
+    /// was to be removed it is. False where it has not ended.
+    async fn tidy_up(self: &Arc<Self>, running: &Running, code: Option<i32>) -> Result<bool> {
+        let wanted = vec![(Key::Container(running.container.clone()), Access::Exclusive)];
+        let held = self.locks.acquire(wanted).await;
+        let (engine, running) = (Arc::clone(self), running.clone());
         let tidy = move || {
             let _held = held;
-            log_failure(format_args!("tidy up container {id}"), engine.settle_ended(&id));
+            engine.settle_ended(&running, code)
         };
-        let tidied = tokio::task::spawn_blocking(tidy).await;
-        log_failure("tidy up a container", tidied);
+        tokio::task::spawn_blocking(tidy).await.unwrap_or(Err(Error::Failed))
     }
 
-    /// The catalogue says what the kernel says of this container, and if it does not run nothing of
-    /// its mounts is left. The caller holds its lock.
-    fn settle_ended(self: &Arc<Self>, id: &Id) -> Result<()> {
+    /// As [`tidy_up`](Self::tidy_up). The caller holds the container's lock.
+    fn settle_ended(&self, running: &Running, code: Option<i32>) -> Result<bool> {
+        let id = &running.container;
         let fail = || Error::platform("tidy up container", id);
-        let running = self.platform.running().map_err(fail())?;
-        if let Some(running) = running.into_iter().find(|running| running.container == *id) {
-            // Started again since, with a watcher of its own; or only the watcher's connection broke.
-            let again = match self.catalogue().containers.get(id) {
-                Some(entry) => {
-                    matches!(&*entry.run.borrow(), Run::Running(known) if *known == running)
-                }
-                None => false,
-            };
-            if again {
-                self.note_running(running);
-            }
-            return Ok(());
-        }
-        let root = self.storage.mountpoint(&DatasetPath::container(id));
-        let released = self.platform.release(id, &root).map_err(fail());
-        let exited = self.platform.exited(id).map_err(fail())?;
-        tracing::info!(
-            "container {id} ended{}",
-            match &exited {
-                Some(exited) => format!(" with exit code {}", exited.code),
-                None => String::new(),
-            }
-        );
         let (run, remove) = match self.catalogue().containers.get(id) {
             Some(entry) => (entry.run.clone(), entry.record.auto_remove),
-            None => return released,
+            None => return Ok(true),
         };
-        let mut result = released;
-        if remove && result.is_ok() {
+        // Somebody else tidied up, and it may have been started again since.
+        if !matches!(&*run.borrow(), Run::Running(known) if known == running) {
+            return Ok(true);
+        }
+        if self.platform.running().map_err(fail())?.iter().any(|other| other.container == *id) {
+            return Ok(false);
+        }
+        let root = self.storage.mountpoint(&DatasetPath::container(id));
+        self.platform.release(id, &root).map_err(fail())?;
+        let seen = code.map(|code| Exited { code, at: Timestamp::now() });
+        let exited = self.platform.exited(id).map_err(fail())?.or(seen);
+        self.execs.ended(id);
+        tracing::info!(
+            "container {id} ended{}",
+            exited
+                .as_ref()
+                .map(|exited| format!(" with exit code {}", exited.code))
+                .unwrap_or_default()
+        );
+        if remove {
             // Those who wait for it wait until it is gone.
             run.send_replace(Run::Removing);
-            result = self.destroy_container(id);
+            log_failure(format_args!("remove container {id}"), self.destroy_container(id));
         }
         run.send_replace(Run::Stopped(exited));
-        result
+        Ok(true)
+    }
+
+    /// Nothing is left of the last run of a container that was removed while its supervisor still had
+    /// a slow reader.
+    async fn forget_removed(self: &Arc<Self>, running: &Running, watched: Watched) {
+        if self.catalogue().containers.contains_key(&running.container) {
+            return;
+        }
+        watched.until_closed().await;
+        let (engine, instance) = (Arc::clone(self), running.instance.clone());
+        let forget = move || engine.platform.forget(&instance);
+        let forgotten = tokio::task::spawn_blocking(forget).await;
+        match forgotten {
+            Ok(forgotten) => log_failure("forget a removed container", forgotten),
+            Err(error) => log_failure::<(), _>("forget a removed container", Err(error)),
+        }
     }
 
     /// The container does not run. Its first process was sent SIGTERM, and what was left after `time`
@@ -223,7 +249,10 @@ impl Engine {
             }
         }
         self.platform.kill(id).map_err(Error::platform("stop container", id))?;
-        self.runtime.block_on(self.ended(id));
+        let run = self.catalogue().containers.get(id).map(|entry| entry.run.borrow().clone());
+        if let Some(Run::Running(running)) = run {
+            self.runtime.block_on(self.tidy_up(&running, None))?;
+        }
         Ok(())
     }
 
@@ -328,5 +357,43 @@ impl Engine {
             tty: false,
             stdin: false,
         })
+    }
+}
+
+/// What a watcher has heard.
+#[derive(Debug, Default)]
+pub(super) struct Watched {
+    /// How the process ended.
+    code: Option<i32>,
+    stream: Option<tokio::net::UnixStream>,
+}
+
+impl Watched {
+    async fn until_ended(&mut self, stream: tokio::net::UnixStream) -> std::io::Result<()> {
+        let stream = self.stream.insert(stream);
+        loop {
+            let mut header = [0; wire::Header::SIZE];
+            match stream.read_exact(&mut header).await {
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+                read => read?,
+            };
+            let header = wire::Header::parse(header)?;
+            let mut payload = vec![0; header.len];
+            stream.read_exact(&mut payload).await?;
+            match header.kind {
+                wire::Kind::EXIT => {
+                    self.code = serde_json::from_slice::<Exit>(&payload).ok().map(|exit| exit.code)
+                }
+                wire::Kind::Ended => return Ok(()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Returns when the supervisor has ended.
+    async fn until_closed(self) {
+        if let Some(mut stream) = self.stream {
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        }
     }
 }

@@ -42,10 +42,12 @@ impl Engine {
     /// # Errors
     ///
     /// [`Error::NotFound`]; the log can't be read.
-    pub fn logs(self: &Arc<Self>, reference: &str, query: LogsQuery) -> Result<LogStream> {
+    pub async fn logs(self: &Arc<Self>, reference: &str, query: LogsQuery) -> Result<LogStream> {
         let id = self.catalogue().container(reference)?;
-        let mut reader = LogReader::open(&self.log_path(&id), query.tail)
-            .map_err(Error::io("read the log of", &id))?;
+        let path = self.log_path(&id);
+        let open = tokio::task::spawn_blocking(move || LogReader::open(&path, query.tail)).await;
+        let mut reader =
+            open.map_err(|_| Error::Failed)?.map_err(Error::io("read the log of", &id))?;
         let (sender, receiver) = mpsc::channel(2);
         let engine = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -98,9 +100,10 @@ impl Engine {
     pub(super) fn remove_orphaned_logs(&self) {
         let catalogue = self.catalogue();
         let orphaned = |name: &str| {
-            name.split_once(".log")
-                .and_then(|(id, _)| id.parse::<Id>().ok())
-                .is_some_and(|id| !catalogue.containers.contains_key(&id))
+            name.split_once(".log").and_then(|(id, _)| id.parse::<Id>().ok()).is_some_and(|id| {
+                !catalogue.containers.contains_key(&id)
+                    && !catalogue.unreadable.iter().any(|name| name == id.as_str())
+            })
         };
         log_failure(
             "remove the logs of containers that are gone",

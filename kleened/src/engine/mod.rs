@@ -30,6 +30,7 @@ mod record;
 mod recover;
 mod volume;
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -156,9 +157,10 @@ impl Engine {
         let (operation, state) = self.operations.begin(what.clone(), Arc::clone(&progress));
         let (sender, result) = tokio::sync::oneshot::channel();
         let engine = Arc::clone(self);
-        let stopping = self.changes.is_closed();
         let work = async move {
-            let result = if stopping {
+            // It is counted from before this question on, so that a stop waits for it or it does not
+            // begin.
+            let result = if engine.changes.is_closed() {
                 Err(Error::Stopping)
             } else {
                 let held = engine.locks.acquire(wanted).await;
@@ -180,6 +182,37 @@ impl Engine {
         };
         self.runtime.spawn(self.changes.track_future(work));
         Pending { operation, subject: subject.to_owned(), result }
+    }
+}
+
+impl Engine {
+    /// The names of those that `remove` removed, each under its lock; with `dry_run` of all. What was
+    /// taken into use or removed since they were listed is left out; when some failed, the answer is
+    /// all the errors.
+    fn prune<T: Display>(
+        &self,
+        items: Vec<T>,
+        dry_run: bool,
+        key: impl Fn(&T) -> Key,
+        remove: impl Fn(&T) -> Result<()>,
+    ) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        let mut errors = Vec::new();
+        for item in items {
+            let done = if dry_run {
+                Ok(())
+            } else {
+                let wanted = vec![(key(&item), Access::Exclusive)];
+                let _held = self.runtime.block_on(self.locks.acquire(wanted));
+                remove(&item)
+            };
+            match done {
+                Ok(()) => removed.push(item.to_string()),
+                Err(Error::InUse { .. } | Error::State { .. } | Error::NotFound { .. }) => {}
+                Err(error) => errors.push(error),
+            }
+        }
+        if errors.is_empty() { Ok(removed) } else { Err(Error::Several(errors)) }
     }
 }
 
@@ -207,12 +240,15 @@ impl Drop for Undo<'_> {
 
 /// Logs the failure of a step that takes back what was done: the first error is what the caller
 /// hears.
-fn log_failure<T, E: std::error::Error>(
-    what: impl std::fmt::Display,
-    result: std::result::Result<T, E>,
-) {
+fn log_failure<T, E: std::error::Error>(what: impl Display, result: std::result::Result<T, E>) {
     if let Err(error) = result {
-        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        tracing::error!("{what}: {error}{cause}");
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        tracing::error!("{what}: {text}");
     }
 }

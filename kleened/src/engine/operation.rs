@@ -1,8 +1,8 @@
 //! Changes under way: each runs detached from whoever asked for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kleened_api::operation::{Operation, OperationStatus, Progress as Report};
@@ -84,16 +84,26 @@ impl<T> Pending<T> {
 
 /// The operations under way and those that ended lately.
 #[derive(Debug, Default)]
-pub(super) struct Operations(Mutex<HashMap<Id, Entry>>);
+pub(super) struct Operations(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    entries: HashMap<Id, Entry>,
+    /// Those that ended, and when, in that order.
+    ended: VecDeque<(Instant, Id)>,
+}
 
 #[derive(Debug)]
 struct Entry {
     state: watch::Receiver<Operation>,
     progress: Arc<Progress>,
-    ended: Option<Instant>,
 }
 
 impl Operations {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A new operation: its id, and where its end is to be reported.
     pub(super) fn begin(
         &self,
@@ -110,9 +120,13 @@ impl Operations {
             reply: None,
             error: None,
         });
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|_, entry| entry.ended.is_none_or(|ended| ended.elapsed() < KEPT));
-        entries.insert(id.clone(), Entry { state, progress, ended: None });
+        let mut known = self.lock();
+        while known.ended.front().is_some_and(|(ended, _)| ended.elapsed() > KEPT) {
+            if let Some((_, id)) = known.ended.pop_front() {
+                known.entries.remove(&id);
+            }
+        }
+        known.entries.insert(id.clone(), Entry { state, progress });
         (id, sender)
     }
 
@@ -128,17 +142,15 @@ impl Operations {
                 operation.error = Some(error.body());
             }
         });
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = entries.get_mut(&sender.borrow().id) {
-            entry.ended = Some(Instant::now());
-        }
+        let id = sender.borrow().id.clone();
+        self.lock().ended.push_back((Instant::now(), id));
     }
 
     /// The operation as it stands when it has ended or `wait` is over.
     pub(super) async fn get(&self, id: &str, wait: Duration) -> Result<Operation> {
         let (mut state, progress) = {
-            let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let entry = id.parse().ok().and_then(|id: Id| entries.get(&id));
+            let known = self.lock();
+            let entry = id.parse().ok().and_then(|id: Id| known.entries.get(&id));
             let entry = entry
                 .ok_or_else(|| Error::NotFound { kind: Kind::Operation, name: id.to_owned() })?;
             (entry.state.clone(), Arc::clone(&entry.progress))

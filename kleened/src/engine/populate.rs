@@ -82,26 +82,31 @@ impl Engine {
             let target = File::open(self.storage.mountpoint(&fresh)).map_err(io())?;
             copy::tree(source, target.as_fd(), &self.copying(progress))
                 .map_err(Error::io("fill volume", name))?;
-            override_root(&target, &record).map_err(io())
+            override_root(&target, &record).map_err(io())?;
+            // It must not be on record as filled before it is on the disk.
+            fs::sync_file_system(&target).map_err(io())
         });
-        if let Err(error) = copied {
-            log_failure(format_args!("remove {fresh}"), self.storage.destroy(&fresh));
-            return Err(error);
-        }
         let intent =
             Intent::Populate { volume: name.to_string(), fresh: fresh_id.clone(), old: old_id };
-        let entry = self
-            .journal
-            .begin(&fresh_id, &intent)
-            .map_err(Error::io("write the journal for", name))?;
+        let journal = || Error::io::<io::Error>("write the journal for", name);
+        let entry = copied.and_then(|()| self.journal.begin(&fresh_id, &intent).map_err(journal()));
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) => {
+                log_failure(format_args!("remove {fresh}"), self.storage.destroy(&fresh));
+                return Err(error);
+            }
+        };
         let swapped =
             self.storage.rename(&volume, &old).and_then(|()| self.storage.rename(&fresh, &volume));
         // Forwards or backwards: the same steps as after a crash.
-        let settled = self.settle_populate(&volume, &fresh, &old);
-        if settled.is_ok() {
-            entry.done().map_err(Error::io("write the journal for", name))?;
+        self.settle_populate(&volume, &fresh, &old).map_err(fail())?;
+        entry.done().map_err(journal())?;
+        // What counts is what is there now.
+        let now = self.storage.get(&volume).map_err(fail())?.and_then(|dataset| dataset.record);
+        if now.as_ref() != Some(&spec.record) {
+            return swapped.map_err(fail());
         }
-        swapped.and(settled).map_err(fail())?;
         if let Some(entry) = self.catalogue().volumes.get_mut(name.as_str()) {
             entry.record = record;
         }

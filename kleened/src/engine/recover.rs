@@ -156,7 +156,13 @@ impl Engine {
             }
         }
         for id in running.into_keys() {
-            tracing::error!("container {id} runs, and there is no record of it: it is left alone");
+            tracing::error!(
+                "container {id} runs, and no record of it can be read: it is left alone"
+            );
+            let mut catalogue = self.catalogue();
+            if !catalogue.unreadable.iter().any(|name| name == id.as_str()) {
+                catalogue.unreadable.push(id.to_string());
+            }
         }
         Ok(())
     }
@@ -187,8 +193,12 @@ fn read_all(storage: &dyn Driver) -> Result<Catalogue> {
         }
     }
     for dataset in containers {
-        if let Some((id, record)) = read::<ContainerRecord>(&dataset) {
-            catalogue.containers.insert(id, ContainerEntry::new(record, true, Run::Stopped(None)));
+        match read::<ContainerRecord>(&dataset) {
+            Some((id, record)) => {
+                let entry = ContainerEntry::new(record, true, Run::Stopped(None));
+                catalogue.containers.insert(id, entry);
+            }
+            None => catalogue.unreadable.push(dataset.path.name().to_owned()),
         }
     }
     Ok(catalogue)

@@ -10,7 +10,7 @@ use super::catalogue::VolumeEntry;
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::{self, VolumeRecord};
-use super::{Engine, ident};
+use super::{Engine, ident, log_failure};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{self, DatasetPath, DatasetSpec};
 
@@ -75,21 +75,26 @@ impl Engine {
     pub(super) fn make_volume(&self, name: &VolumeName, record: VolumeRecord) -> Result<()> {
         let spec =
             DatasetSpec { record: record::write(&record), owner: record.owner, mode: record.mode };
-        self.storage
-            .create(&DatasetPath::volume(name), &spec)
-            .map_err(Error::storage("create volume", name))?;
+        let path = DatasetPath::volume(name);
+        if let Err(error) = self.storage.create(&path, &spec) {
+            // It may be there all the same; but one that was there before is somebody's.
+            if !matches!(error, storage::Error::Exists(_)) {
+                log_failure(format_args!("take back {path}"), self.storage.destroy(&path));
+            }
+            return Err(Error::storage("create volume", name)(error));
+        }
         self.catalogue().volumes.insert(name.to_string(), record.into());
         Ok(())
     }
 
-    /// The volume that a mount names; made for that container where there is none.
-    pub(super) fn ensure_volume(&self, name: &VolumeName, container: &Id) -> Result<VolumeEntry> {
+    /// There is the volume that a mount names; made for that container where there was none.
+    pub(super) fn ensure_volume(&self, name: &VolumeName, container: &Id) -> Result<()> {
         if let Some(entry) = self.catalogue().volumes.get(name.as_str()) {
             return match &entry.fault {
                 Some(fault) => {
                     Err(Error::Invalid(format!("volume {name} cannot be used: {fault}")))
                 }
-                None => Ok(entry.clone()),
+                None => Ok(()),
             };
         }
         let record = VolumeRecord {
@@ -100,8 +105,7 @@ impl Engine {
             populated: None,
             made_for: Some(container.clone()),
         };
-        self.make_volume(name, record.clone())?;
-        Ok(record.into())
+        self.make_volume(name, record)
     }
 
     /// There is no such volume any more, and its data is gone.
@@ -147,47 +151,15 @@ impl Engine {
         let unused: Vec<String> = {
             let catalogue = self.catalogue();
             let unused = |(name, entry): &(&String, &VolumeEntry)| {
-                entry.fault.is_none() && catalogue.users(name).is_empty()
+                entry.fault.is_none() && catalogue.unused(name).is_ok()
             };
             catalogue.volumes.iter().filter(unused).map(|(name, _)| name.clone()).collect()
         };
-        let wanted = if dry_run {
-            Vec::new()
-        } else {
-            unused.iter().map(|name| (Key::Volume(name.clone()), Access::Exclusive)).collect()
-        };
-        self.begin("prune volumes".into(), "", wanted, move |engine, _| {
-            if dry_run {
-                return Ok(unused);
-            }
-            collect(unused, |name| {
-                let name: VolumeName = name.parse()?;
-                match engine.destroy_volume(&name) {
-                    Ok(()) => Ok(true),
-                    // Taken into use, or removed, since the list was made.
-                    Err(Error::InUse { .. } | Error::NotFound { .. }) => Ok(false),
-                    Err(error) => Err(error),
-                }
-            })
+        self.begin("prune volumes".into(), "", Vec::new(), move |engine, _| {
+            let key = |name: &String| Key::Volume(name.clone());
+            engine.prune(unused, dry_run, key, |name| engine.destroy_volume(&name.parse()?))
         })
     }
-}
-
-/// The names for which `remove` was true; or, when some failed, all the errors.
-pub(super) fn collect(
-    names: Vec<String>,
-    mut remove: impl FnMut(&str) -> Result<bool>,
-) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    let mut errors = Vec::new();
-    for name in names {
-        match remove(&name) {
-            Ok(true) => removed.push(name),
-            Ok(false) => {}
-            Err(error) => errors.push(error),
-        }
-    }
-    if errors.is_empty() { Ok(removed) } else { Err(Error::Several(errors)) }
 }
 
 /// That a volume which exists is what was asked for.

@@ -59,7 +59,7 @@ async fn wait(call: Call, Name(name): Name) -> Response {
 }
 
 async fn logs(call: Call, Name(name): Name, Query(query): Query<LogsQuery>) -> Response {
-    match call.engine.logs(&name, query) {
+    match call.engine.logs(&name, query).await {
         Ok(log) => {
             ([(header::CONTENT_TYPE, LOG_MEDIA_TYPE)], Body::from_stream(call.stopping.cut(log)))
                 .into_response()
