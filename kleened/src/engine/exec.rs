@@ -133,17 +133,13 @@ impl Engine {
         } else {
             self.join(&exec, &container, process, start.attach).await
         };
-        if let Err(error) = started {
-            self.execs.lock().remove(&exec);
-            return Err(error);
+        match started {
+            Ok(stream) => Ok(stream.map(|stream| Attached { stream, container })),
+            Err(error) => {
+                self.execs.lock().remove(&exec);
+                Err(error)
+            }
         }
-        if !start.attach {
-            return Ok(None);
-        }
-        let engine = Arc::clone(self);
-        let stream = tokio::task::spawn_blocking(move || engine.attach(&instance)).await;
-        let stream = stream.unwrap_or(Err(Error::Failed))?;
-        Ok(Some(Attached { stream, container }))
     }
 
     fn process(&self, container: &Id, config: ExecConfig, attach: bool) -> Result<Process> {
@@ -158,14 +154,15 @@ impl Engine {
         })
     }
 
-    /// The process runs in the running container.
+    /// The process runs in the running container. The answer is the connection to it, if somebody is
+    /// to be attached.
     async fn join(
         self: &Arc<Self>,
         exec: &Id,
         container: &Id,
         process: Process,
         attach: bool,
-    ) -> Result<()> {
+    ) -> Result<Option<UnixStream>> {
         let launch = Launch {
             instance: exec.clone(),
             container: container.clone(),
@@ -180,8 +177,9 @@ impl Engine {
             let fail =
                 Error::platform("run", format!("{program} in container {}", launch.container));
             engine.platform.launch(&launch).map_err(fail)?;
+            let attached = attach.then(|| engine.attach(&launch.instance)).transpose();
             engine.forget_when_ended(&launch.instance);
-            Ok(())
+            attached
         });
         launched.done().await
     }
@@ -202,7 +200,8 @@ impl Engine {
         });
     }
 
-    fn attach(&self, instance: &Id) -> Result<UnixStream> {
+    /// A connection to the process, which nothing of its output has gone past.
+    pub(super) fn attach(&self, instance: &Id) -> Result<UnixStream> {
         let fail = || Error::platform("attach to", instance);
         let mut stream = self
             .platform

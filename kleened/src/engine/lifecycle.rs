@@ -23,7 +23,8 @@ use crate::platform::{self, Exited, Launch, LogConfig, Process, Running, Setup};
 use crate::storage::DatasetPath;
 
 impl Engine {
-    /// The container runs, with `process` as its first.
+    /// The container runs, with `process` as its first. The answer is the connection to it, if
+    /// somebody is to be attached.
     ///
     /// # Errors
     ///
@@ -33,7 +34,7 @@ impl Engine {
         self: &Arc<Self>,
         id: &Id,
         start: StartAs,
-    ) -> Result<Pending<()>> {
+    ) -> Result<Pending<Option<UnixStream>>> {
         let mut wanted = vec![(Key::Container(id.clone()), Access::Exclusive)];
         for mount in &self.catalogue().entry(id)?.record.mounts {
             if mount.kind == MountType::Volume {
@@ -45,7 +46,7 @@ impl Engine {
         Ok(self.begin(what, &subject, wanted, move |engine, _| engine.launch_first(&id, start)))
     }
 
-    fn launch_first(self: &Arc<Self>, id: &Id, start: StartAs) -> Result<()> {
+    fn launch_first(self: &Arc<Self>, id: &Id, start: StartAs) -> Result<Option<UnixStream>> {
         self.refuse_running(id)?;
         let record = self.catalogue().entry(id)?.record.clone();
         self.check_volumes(&record)?;
@@ -71,6 +72,8 @@ impl Engine {
             attach: start.attach,
         };
         self.platform.launch(&launch).map_err(Error::platform("start container", &record.name))?;
+        // Before anybody can tidy up what may have ended already.
+        let attached = start.attach.then(|| self.attach(id)).transpose();
         let running = Running {
             container: id.clone(),
             instance: id.clone(),
@@ -85,7 +88,7 @@ impl Engine {
             }
         };
         self.note_running(running);
-        Ok(())
+        attached
     }
 
     /// That every volume the container names is there and can be used.

@@ -1,6 +1,7 @@
 //! Changes under way: each runs detached from whoever asked for it.
 
 use std::collections::{HashMap, VecDeque};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,6 +37,12 @@ impl Reply for Vec<String> {
 }
 
 impl Reply for () {
+    fn reply(&self) -> Value {
+        Value::Null
+    }
+}
+
+impl Reply for Option<UnixStream> {
     fn reply(&self) -> Value {
         Value::Null
     }
