@@ -125,7 +125,7 @@ pub(crate) struct Create {
     /// The image: NAME[:TAG][@SNAPSHOT] or an id.
     pub(crate) image: ImageRef,
     /// The command; the image's where there is none.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<String>,
     #[command(flatten)]
     pub(crate) output: Output,
@@ -175,7 +175,7 @@ pub(crate) struct Update {
     /// The container.
     pub(crate) container: ContainerName,
     /// The command.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<String>,
     #[command(flatten)]
     pub(crate) output: Output,

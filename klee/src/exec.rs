@@ -57,7 +57,7 @@ pub(crate) struct Exec {
     /// The container.
     pub(crate) container: ContainerName,
     /// The command; the container's where there is none.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<String>,
     #[command(flatten)]
     pub(crate) output: Output,
