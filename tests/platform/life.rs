@@ -179,8 +179,40 @@ fn kill_ends_what_ignores_every_signal() {
     assert_eq!(sandbox.platform.exited(&first).unwrap().unwrap().code, 137);
     assert!(!sandbox.platform.kill(&sandbox.container).unwrap());
     assert_eq!(sandbox.shell("echo again").output, "again\n");
-    assert_eq!(client.finish().code, 137);
-    assert_eq!(other.finish().code, 137);
+    for client in [&mut client, &mut other] {
+        let exit = client.wait_for_exit();
+        assert_eq!((exit.code, exit.container_ended), (137, true));
+    }
+}
+
+#[test]
+fn a_process_whose_parent_is_killed() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, _) = sandbox.start("");
+    let mut joined =
+        sandbox.attach(&sandbox.joined(&["sh", "-c", "echo $PPID; sleep 1000"])).unwrap();
+    let parent = joined.wait_for("\n");
+    sandbox.exec(&format!("kill -9 {parent}"));
+    let exit = joined.wait_for_exit();
+    assert_eq!((exit.code, exit.container_ended), (137, false));
+    sandbox.exec("while pgrep sleep; do :; done");
+    drop(client);
+}
+
+#[test]
+fn a_client_that_takes_nothing_does_not_keep_a_container() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let launch = sandbox.first(&["head", "-c", "500000", "/dev/zero"]);
+    sandbox.platform.launch(&launch).unwrap();
+    let stuck = sandbox.connect(&launch.instance, true);
+    let mut watcher = sandbox.connect(&launch.instance, false);
+    watcher.wait_for_end();
+    // The supervisor still has something for it, and yet nothing is held up.
+    assert!(sandbox.platform.connect(&launch.instance).unwrap().is_some());
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    sandbox.platform.forget(&launch.instance).unwrap();
+    assert_eq!(sandbox.shell("echo again").output, "again\n");
+    assert_eq!(stuck.finish().output.len(), 500_000);
 }
 
 #[test]

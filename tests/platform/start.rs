@@ -145,6 +145,17 @@ fn hostile_user_files() {
 }
 
 #[test]
+fn the_daemons_fate_is_not_inherited() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let own = "/proc/self/oom_score_adj";
+    let before = fs::read_to_string(own).unwrap();
+    fs::write(own, "500").unwrap();
+    let outcome = sandbox.shell(&format!("cat {own}"));
+    fs::write(own, before).unwrap();
+    assert_eq!(outcome.output, "0\n");
+}
+
+#[test]
 fn the_directory_to_start_in() {
     let Some(sandbox) = Sandbox::new() else { return };
     let mut launch = sandbox.first(&["pwd"]);

@@ -54,7 +54,13 @@ impl Linux {
     /// `run_dir` can't be made or `program` not be opened; the kernel is too old.
     pub fn open(run_dir: &Path, program: Option<&Path>) -> Result<Self> {
         let program = program.unwrap_or(Path::new("/proc/self/exe"));
-        let sealed = seal(program).map_err(|e| Error::io("open", program.display(), e))?;
+        let sealed = match seal(program) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                let reason = "containers need Linux 5.12 or later";
+                return Err(Error::Unsupported(reason.to_owned()));
+            }
+            sealed => sealed.map_err(|e| Error::io("open", program.display(), e))?,
+        };
         Ok(Self { run_dir: RunDir::open(run_dir)?, program: sealed })
     }
 
@@ -264,9 +270,11 @@ fn seal(program: &Path) -> io::Result<OwnedFd> {
         Ok(tree)
     });
     match tree {
+        Ok(tree) => Ok(tree),
+        // Not even the calls are there.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Err(error),
         // It is on a mount of another namespace, or was removed.
         Err(_) => copy_to_memory(program),
-        sealed => sealed,
     }
 }
 

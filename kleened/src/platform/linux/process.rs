@@ -93,6 +93,8 @@ fn become_program(
     let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
     let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
     let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
+    // The daemon may be dearer to the kernel. Where this can't be had, nothing is lost.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     seccomp::deny(DENIED).map_err(system)?;
     own_standard(standard, stdio.terminal, &user).map_err(step("give its input and output to"))?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);

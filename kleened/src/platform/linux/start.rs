@@ -14,7 +14,7 @@ use std::time::Duration;
 use kleened_api::Timestamp;
 use kleened_sys::fs::resolve_in_root;
 use kleened_sys::process::{Fork, Namespaces, exit_now, fork};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -40,6 +40,9 @@ const JOIN_TIME: Duration = Duration::from_secs(10);
 
 /// The size of a terminal whose client hasn't said how large it is.
 const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+
+/// The exit status of what SIGKILL ended.
+const KILLED: i32 = 128 + 9;
 
 /// `devpts`, from `linux/magic.h`.
 const DEVPTS: i64 = 0x1cd1;
@@ -76,7 +79,7 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
         birth: kernel::birth(pid).map_err(|error| Error::io("look at", "pid 1", error))?,
         started: Timestamp::now(),
     };
-    let guest = Inmate { report: near.report, process, init, _terminal: stdio.into_terminal() };
+    let guest = Inmate::new(near.report, process, init, None, stdio);
     Ok(Started { streams, guest, state: Some(state) })
 }
 
@@ -102,8 +105,7 @@ fn join(launch: &Launch, state: &State) -> Result<Started<Inmate>, Failure> {
     rustix::process::waitpid(Some(mover), WaitOptions::empty())
         .map_err(|errno| Error::io("wait for", "a process", errno))?;
     let process = near.wait_for_start(launch).inspect_err(|_| near.kill_all())?;
-    let guest =
-        Inmate { report: near.report, process, init: Init(None), _terminal: stdio.into_terminal() };
+    let guest = Inmate::new(near.report, process, Init(None), Some(init), stdio);
     Ok(Started { streams, guest, state: None })
 }
 
@@ -130,15 +132,36 @@ impl Drop for Init {
     }
 }
 
+/// How long a container may take to be gone after one of its processes was, for both to be one event.
+const TOGETHER: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// A process in a container.
 #[derive(Debug)]
 pub(super) struct Inmate {
     report: OwnedFd,
     process: OwnedFd,
+    /// Of a first process.
     init: Init,
+    /// Pid 1, where the process joined.
+    joined: Option<OwnedFd>,
+    /// Whether its end was reported.
+    reported: bool,
     /// The process's end of its terminal: while it is open, the terminal stays, even where the process
     /// has closed it for a moment.
     _terminal: Option<OwnedFd>,
+}
+
+impl Inmate {
+    fn new(
+        report: OwnedFd,
+        process: OwnedFd,
+        init: Init,
+        joined: Option<OwnedFd>,
+        stdio: Stdio,
+    ) -> Self {
+        let _terminal = stdio.into_terminal();
+        Self { report, process, init, joined, reported: false, _terminal }
+    }
 }
 
 impl Guest for Inmate {
@@ -152,12 +175,25 @@ impl Guest for Inmate {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
             Ok((Report::SIZE, _)) => {
                 let Report { code, last } = Report::from_bytes(report);
+                self.reported = true;
                 return Ok(Some(Event::Exited { code, last }));
             }
             _ => (),
         }
         self.init.wait();
-        Ok(Some(Event::Ended))
+        if self.reported {
+            return Ok(Some(Event::Ended));
+        }
+        // The parent inside was killed, and with it the process.
+        self.reported = true;
+        let last = match &self.joined {
+            None => true,
+            Some(init) => {
+                let mut fds = [PollFd::from_borrowed_fd(init.as_fd(), PollFlags::IN)];
+                rustix::event::poll(&mut fds, Some(&TOGETHER)) == Ok(1)
+            }
+        };
+        Ok(Some(Event::Exited { code: KILLED, last }))
     }
 
     fn signal(&self, number: i32) -> io::Result<()> {
@@ -363,7 +399,7 @@ pub(super) fn give_up(line: &OwnedFd, failure: impl Into<Failure>) -> ! {
 /// Whether the supervisor is gone.
 fn is_abandoned(line: &OwnedFd) -> bool {
     let mut fds = [PollFd::from_borrowed_fd(line.as_fd(), PollFlags::empty())];
-    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     rustix::event::poll(&mut fds, Some(&now)) != Ok(0)
 }
 

@@ -64,7 +64,7 @@ pub(crate) trait Guest {
     /// Readable when [`Guest::event`] has something to say.
     fn events(&self) -> BorrowedFd<'_>;
 
-    /// What has happened, without waiting.
+    /// What has happened, without waiting: [`Event::Exited`] once, and then [`Event::Ended`].
     fn event(&mut self) -> io::Result<Option<Event>>;
 
     /// The process gets the signal.

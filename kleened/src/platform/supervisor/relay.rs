@@ -32,8 +32,8 @@ const LARGEST_PIPE: usize = 1024 * 1024;
 
 const MAX_CLIENTS: usize = 64;
 
-/// The exit status of a process that nobody saw end: it was killed.
-const KILLED: i32 = 128 + 9;
+/// The exit status where the platform can't say.
+const UNKNOWN: i32 = 255;
 
 /// What a relay works on.
 pub(super) struct Relay<'i, G> {
@@ -274,7 +274,7 @@ impl<'i, G: Guest> Relay<'i, G> {
             // A guest that can't be heard any more is as good as gone.
             Ok(Some(Event::Ended)) | Err(_) => {
                 if self.exit.is_none() {
-                    self.exited(Exit { code: KILLED, container_ended: true });
+                    self.exited(Exit { code: UNKNOWN, container_ended: self.first });
                 }
                 self.ended = Some(Instant::now());
                 if self.waiting.is_none() {
