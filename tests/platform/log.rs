@@ -6,7 +6,9 @@ use kleene_tests::mounts;
 use kleened::platform::supervisor::log::LogReader;
 use kleened_api::stream::Channel;
 
-use crate::sandbox::Sandbox;
+use rustix::process::{Pid, Signal};
+
+use crate::sandbox::{Sandbox, wait_for};
 
 #[test]
 fn what_the_first_process_writes_is_logged() {
@@ -48,6 +50,27 @@ fn a_log_is_replaced_by_size_and_read_while_it_is() {
     assert!(!sandbox.dir.path().join("log.3").exists());
     let mut tail = LogReader::open(&sandbox.log(), Some(500)).unwrap();
     assert_eq!(tail.next_entry().unwrap().unwrap().bytes, b"4501");
+}
+
+#[test]
+fn a_log_is_complete_when_the_container_has_ended() {
+    let Some(mut sandbox) = Sandbox::new() else { return };
+    sandbox.log_size = 1 << 24;
+    let script = "mkfifo /tmp/fifo; (read x < /tmp/fifo; yes | head -c 60000; printf end) & exit 0";
+    let launch = sandbox.first(&["sh", "-c", script]);
+    let mut client = sandbox.attach(&launch).unwrap();
+    client.wait_for_exit();
+    // It hears of the last output and of the end at once.
+    let supervisor = sandbox.supervisor();
+    let init = Pid::from_raw(sandbox.platform.running().unwrap()[0].jid).unwrap();
+    rustix::process::kill_process(supervisor, Signal::STOP).unwrap();
+    sandbox.exec("echo > /tmp/fifo");
+    wait_for(init);
+    rustix::process::kill_process(supervisor, Signal::CONT).unwrap();
+    client.wait_for_end();
+    let log = fs::read_to_string(sandbox.log()).unwrap();
+    assert_eq!(log.matches(" F y\n").count(), 30_000);
+    assert!(log.ends_with(" P end\n"));
 }
 
 #[test]
