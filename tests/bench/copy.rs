@@ -11,13 +11,12 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use kleene_tests::mounts::{Mounted, private};
 use kleened::copy::{Options, tree};
 use kleened_sys::fs::{remove_tree, sync_file_system};
 
-use crate::race::{Side, race, timed};
+use crate::race::{Side, Took, race, timed_with_processor};
 
 pub(crate) fn run() {
     // The threads that copy are started by this one, and see its mounts.
@@ -49,7 +48,7 @@ fn on(kind: &str, root: &Path) {
     for _ in 0..1024 {
         file.write_all(&noise).unwrap();
     }
-    compare(&format!("{kind}: one file of 1 GiB"), &large, 3, false);
+    compare(&format!("{kind}: one file of 1 GiB"), &large, 5, false);
 }
 
 /// 100 directories with 50 files each, of 100 bytes to 16 KiB.
@@ -74,10 +73,10 @@ fn compare(title: &str, source: &Path, rounds: usize, synced: bool) {
     let disk = File::open(root).unwrap();
     let large = source.join("file").exists();
     // Makes a target, runs, and takes a large target away again.
-    let side = |name: &str, run: &dyn Fn(&Path)| -> Duration {
+    let side = |name: &str, run: &dyn Fn(&Path)| -> Took {
         let target: PathBuf = targets.join(name);
         sync_file_system(&disk).unwrap();
-        let took = timed(|| {
+        let took = timed_with_processor(|| {
             run(&target);
             if synced {
                 sync_file_system(&disk).unwrap();
