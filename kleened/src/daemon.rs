@@ -109,7 +109,7 @@ async fn serve(file: Option<&Path>, mut config: Config, filter: &LogFilter) -> R
             }
             _ = hangup.recv() => match reload(file, &config, &engine, &server, filter) {
                 Ok(new) => config = new,
-                Err(error) => tracing::error!("keeping the old configuration: {}", chain(&*error)),
+                Err(error) => tracing::error!("keeping the old configuration: {}", one_line(&*error)),
             },
         }
     }
@@ -310,20 +310,4 @@ fn raise_open_files() {
         // With fewer it works as well, for fewer containers.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
-}
-
-/// The error and its causes, separated by colons.
-#[must_use]
-pub fn chain(error: &(dyn StdError + 'static)) -> String {
-    if let Some(error) = error.downcast_ref::<Error>() {
-        return one_line(error);
-    }
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

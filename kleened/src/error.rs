@@ -149,7 +149,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A tear-down that went on after errors.
-    #[error("{}", .0.iter().map(one_line).collect::<Vec<_>>().join("; "))]
+    #[error("{}", .0.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
 }
 
@@ -252,6 +252,13 @@ fn io_code(error: &io::Error) -> ErrorCode {
 
 /// The error and its causes, separated by colons.
 #[must_use]
-pub fn one_line(error: &Error) -> String {
-    error.body().to_string()
+pub fn one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use kleened::config::{self, DEFAULT_FILE};
+use kleened::error::one_line;
 use kleened::{daemon, platform};
 
 /// Keeps volumes for containers.
@@ -60,7 +61,7 @@ fn ended(result: daemon::Result<()>, status: u8) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kleened: {}", daemon::chain(&*error));
+            eprintln!("kleened: {}", one_line(&*error));
             ExitCode::from(status)
         }
     }

@@ -49,7 +49,7 @@ use self::operation::Operations;
 pub use self::operation::{Pending, Reply};
 use crate::config::Config;
 use crate::copy::{self, Progress};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::platform::Platform;
 pub use crate::platform::supervisor::wire;
 use crate::storage::Driver;
@@ -240,15 +240,11 @@ impl Drop for Undo<'_> {
 
 /// Logs the failure of a step that takes back what was done: the first error is what the caller
 /// hears.
-fn log_failure<T, E: std::error::Error>(what: impl Display, result: std::result::Result<T, E>) {
+fn log_failure<T, E: std::error::Error + 'static>(
+    what: impl Display,
+    result: std::result::Result<T, E>,
+) {
     if let Err(error) = result {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        tracing::error!("{what}: {text}");
+        tracing::error!("{what}: {}", one_line(&error));
     }
 }
