@@ -200,7 +200,7 @@ impl Error {
                 storage::Error::Busy(_) => ErrorCode::InUse,
                 storage::Error::NoSpace { .. } => ErrorCode::NoSpace,
                 storage::Error::Unsupported(_) => ErrorCode::Unsupported,
-                storage::Error::BadStream(_) => ErrorCode::Invalid,
+                storage::Error::BadStream(_) | storage::Error::Invalid(_) => ErrorCode::Invalid,
             },
             Self::Platform { source, .. } => match source {
                 platform::Error::Invalid(_)

@@ -1,6 +1,7 @@
 //! Datasets, snapshots and clones.
 
 use std::fs;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Barrier;
@@ -66,6 +67,7 @@ pub(crate) fn what_does_not_exist(f: &mut Fixture) {
         f.driver.set(&path, "x"),
         f.driver.rename(&path, &new),
         f.driver.usage(&path).map(drop),
+        f.driver.mount(&path),
         f.driver.snapshot(&[path.snapshot("s")]),
         f.driver.snapshot(&[there.snapshot("s"), path.snapshot("s")]),
         f.driver.snapshots(&path).map(drop),
@@ -100,6 +102,13 @@ pub(crate) fn lists(f: &mut Fixture) {
     }
     for dataset in f.driver.list(Area::Volumes).unwrap() {
         assert_eq!(dataset.record.unwrap(), dataset.path.to_string());
+    }
+    let paths = f.driver.names(Area::Volumes).unwrap();
+    let names: Vec<_> = paths.iter().map(|path| path.name()).collect();
+    assert_eq!(names, f.names(Area::Volumes));
+    for path in paths {
+        f.driver.mount(&path).unwrap();
+        assert_eq!(f.read(&path), path.to_string());
     }
 }
 
@@ -154,14 +163,15 @@ pub(crate) fn records(f: &mut Fixture) {
 pub(crate) fn owner_and_mode(f: &mut Fixture) {
     let path = volume("owned");
     let owner = Owner { uid: 770, gid: 4_000_000_000 };
-    let spec = DatasetSpec { record: String::new(), owner: Some(owner), mode: Some(Mode(0o3770)) };
+    let spec =
+        DatasetSpec { owner: Some(owner), mode: Some(Mode(0o3770)), ..DatasetSpec::default() };
     f.driver.create(&path, &spec).unwrap();
     let stat = fs::metadata(f.driver.mountpoint(&path)).unwrap();
     assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (770, 4_000_000_000, 0o3770));
     // Only one of them.
     let clone = volume("clone");
     f.driver.snapshot(&[path.snapshot("s")]).unwrap();
-    let spec = DatasetSpec { record: String::new(), owner: None, mode: Some(Mode(0o700)) };
+    let spec = DatasetSpec { owner: None, mode: Some(Mode(0o700)), ..DatasetSpec::default() };
     f.driver.clone_from(&path.snapshot("s"), &clone, &spec).unwrap();
     let stat = fs::metadata(f.driver.mountpoint(&clone)).unwrap();
     assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (770, 4_000_000_000, 0o700));
@@ -352,6 +362,13 @@ pub(crate) fn usage_grows(f: &mut Fixture) {
     let third = f.driver.usage(&path).unwrap();
     assert!(third.referenced < second.referenced, "{third:?}");
     assert!(third.used >= 4 << 20, "the snapshot's space is not counted: {third:?}");
+    assert!(third.snapshots >= 4 << 20, "what only the snapshot holds: {third:?}");
+    f.make(&volume("other"));
+    let all = f.driver.usages(Area::Volumes).unwrap();
+    let names: Vec<_> = all.iter().map(|(path, _)| path.name()).collect();
+    assert_eq!(names, ["other", "v"]);
+    assert_eq!((all[1].1.snapshots, all[1].1.size), (third.snapshots, None));
+    assert!(f.driver.usages(Area::Image).unwrap().is_empty());
 }
 
 pub(crate) fn opened_again(f: &mut Fixture) {
@@ -444,4 +461,51 @@ pub(crate) fn everything_at_once(f: &mut Fixture) {
             });
         }
     });
+}
+
+/// A driver that has no limits or properties refuses them before anything is made; one that has them
+/// makes what was asked for.
+pub(crate) fn limits(f: &mut Fixture) {
+    let path = volume("limited");
+    let record = || "record".to_owned();
+    let size = DatasetSpec { record: record(), size: Some(8 << 20), ..DatasetSpec::default() };
+    let reserve = DatasetSpec { record: record(), reserve: Some(1 << 20), ..Default::default() };
+    let properties = [("recordsize".to_owned(), "16K".to_owned())].into();
+    let properties = DatasetSpec { record: record(), properties, ..DatasetSpec::default() };
+    f.make(&volume("source"));
+    f.driver.snapshot(&[volume("source").snapshot("s")]).unwrap();
+    let snapshot = volume("source").snapshot("s");
+    for spec in [&size, &reserve, &properties] {
+        for clone in [false, true] {
+            let made = match clone {
+                false => f.driver.create(&path, spec),
+                true => f.driver.clone_from(&snapshot, &path, spec),
+            };
+            if f.driver.name() == "dir" {
+                assert!(matches!(made, Err(Error::Unsupported(_))), "{made:?}");
+                assert!(!f.exists(&path));
+                continue;
+            }
+            made.unwrap();
+            assert_eq!(f.driver.get(&path).unwrap().unwrap().record.as_deref(), Some("record"));
+            assert_eq!(f.driver.usage(&path).unwrap().size, spec.size);
+            assert!(f.driver.destroy(&path).unwrap());
+        }
+    }
+    if f.driver.name() == "dir" {
+        return;
+    }
+    for (key, value) in [("recordsize", "3"), ("no-such-property", "1"), ("used", "1")] {
+        let properties = [(key.to_owned(), value.to_owned())].into();
+        let bad = DatasetSpec { record: record(), properties, ..DatasetSpec::default() };
+        let refused = f.driver.create(&path, &bad);
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{key}={value}: {refused:?}");
+        assert!(!f.exists(&path));
+    }
+    f.driver.create(&path, &size).unwrap();
+    // What can't be compressed.
+    let mut random = fs::File::open("/dev/urandom").unwrap().take(16 << 20);
+    let mut file = fs::File::create(f.file(&path)).unwrap();
+    let written = io::copy(&mut random, &mut file).and_then(|_| file.sync_all());
+    assert!(written.is_err(), "16 MiB went into 8");
 }

@@ -56,6 +56,9 @@ fn scenario(driver: &dyn Driver) {
     try_twice(|| driver.rename(&a, &c));
     try_twice(|| driver.get(&c).map(drop));
     try_twice(|| driver.list(Area::Volumes).map(drop));
+    try_twice(|| driver.names(Area::Volumes).map(drop));
+    try_twice(|| driver.usages(Area::Volumes).map(drop));
+    try_twice(|| driver.mount(&c));
     try_twice(|| driver.destroy(&b).map(drop));
 }
 
@@ -100,7 +103,7 @@ fn every_call_can_fail() {
         };
         let calls = run(None);
         // All methods that can fail are in it.
-        assert_eq!(calls.len(), 16, "{calls:?}");
+        assert_eq!(calls.len(), 19, "{calls:?}");
         for number in 1..=calls["*"] {
             for (when, what) in [("before", "error"), ("after", "full")] {
                 let plan: Plan = format!("*:{number}:{when}:{what}").parse().unwrap();

@@ -37,6 +37,7 @@ on_every_driver! {
     cases::a_clone_is_apart as a_clone_is_apart,
     cases::rolled_back as rolled_back,
     cases::usage_grows as usage_grows,
+    cases::limits as limits,
     cases::opened_again as opened_again,
     cases::one_name_many_threads as one_name_many_threads,
     cases::many_names_many_threads as many_names_many_threads,

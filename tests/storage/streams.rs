@@ -43,7 +43,8 @@ pub(crate) fn full(f: &mut Fixture) {
     f.driver.snapshot(&[empty.snapshot("s")]).unwrap();
     let stream = export(f, &empty, "s", None);
     let owner = Owner { uid: 5, gid: 6 };
-    let with = DatasetSpec { record: String::new(), owner: Some(owner), mode: Some(Mode(0o711)) };
+    let with =
+        DatasetSpec { owner: Some(owner), mode: Some(Mode(0o711)), ..DatasetSpec::default() };
     f.streams().import(&owned, &with, &mut &*stream).unwrap();
     let stat = fs::metadata(f.driver.mountpoint(&owned)).unwrap();
     assert_eq!(stat.permissions().mode() & 0o7777, 0o711);
@@ -121,7 +122,7 @@ pub(crate) fn chain_after_import(f: &mut Fixture) {
     f.driver.snapshot(&[from.snapshot("one")]).unwrap();
     // Its top's owner belongs to the dataset, and is neither a change nor lost.
     let owner = Some(Owner { uid: 7, gid: 7 });
-    let owned = DatasetSpec { record: String::new(), owner, mode: None };
+    let owned = DatasetSpec { owner, mode: None, ..DatasetSpec::default() };
     f.streams().import(&copy, &owned, &mut &*export(f, &from, "one", None)).unwrap();
     for (base, name) in [("one", "two"), ("two", "three")] {
         fs::write(f.file(&from), name).unwrap();

@@ -73,8 +73,12 @@ impl Engine {
 
     /// There is an empty volume with that record. The caller holds its lock and knows of none.
     pub(super) fn make_volume(&self, name: &VolumeName, record: VolumeRecord) -> Result<()> {
-        let spec =
-            DatasetSpec { record: record::write(&record), owner: record.owner, mode: record.mode };
+        let spec = DatasetSpec {
+            record: record::write(&record),
+            owner: record.owner,
+            mode: record.mode,
+            ..DatasetSpec::default()
+        };
         let path = DatasetPath::volume(name);
         if let Err(error) = self.storage.create(&path, &spec) {
             // It may be there all the same; but one that was there before is somebody's.

@@ -16,8 +16,8 @@ use std::str::FromStr;
 use std::sync::{Mutex, PoisonError};
 
 use super::{
-    Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Streams, Usage,
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
+    SnapshotPath, Streams, Usage, Watch,
 };
 
 /// The environment variable that holds a plan.
@@ -28,7 +28,7 @@ pub const VARIABLE: &str = "KLEENED_FAULT";
 ///
 /// | part | |
 /// | --- | --- |
-/// | `METHOD` | the name of a method of [`Driver`] or [`Streams`]; `*` for any of them; `point` for a step inside a driver |
+/// | `METHOD` | the name of a method of [`Driver`], [`Streams`] or [`Adopt`]; `*` for any of them; `point` for a step inside a driver |
 /// | `N` | its Nth call, from 1 on; others are let through |
 /// | `WHEN` | `before` it takes effect, or `after` |
 /// | `WHAT` | `error` ([`Error::Io`]), `full` ([`Error::NoSpace`]), `busy` ([`Error::Busy`]), or `kill` the process |
@@ -59,10 +59,13 @@ const METHODS: &[&str] = &[
     "create",
     "get",
     "list",
+    "names",
+    "mount",
     "set",
     "destroy",
     "rename",
     "usage",
+    "usages",
     "snapshot",
     "snapshots",
     "destroy_snapshot",
@@ -71,6 +74,7 @@ const METHODS: &[&str] = &[
     "export",
     "import",
     "import_onto",
+    "adopt",
     "*",
     "point",
 ];
@@ -244,6 +248,10 @@ impl Driver for Fault {
         self.inner.mountpoint(path)
     }
 
+    fn dataset(&self, path: &DatasetPath) -> String {
+        self.inner.dataset(path)
+    }
+
     fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
         self.call("create", || self.inner.create(path, spec))
     }
@@ -254,6 +262,14 @@ impl Driver for Fault {
 
     fn list(&self, area: Area) -> Result<Vec<Dataset>> {
         self.call("list", || self.inner.list(area))
+    }
+
+    fn names(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        self.call("names", || self.inner.names(area))
+    }
+
+    fn mount(&self, path: &DatasetPath) -> Result<()> {
+        self.call("mount", || self.inner.mount(path))
     }
 
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
@@ -270,6 +286,10 @@ impl Driver for Fault {
 
     fn usage(&self, path: &DatasetPath) -> Result<Usage> {
         self.call("usage", || self.inner.usage(path))
+    }
+
+    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
+        self.call("usages", || self.inner.usages(area))
     }
 
     fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
@@ -299,6 +319,22 @@ impl Driver for Fault {
 
     fn streams(&self) -> Option<&dyn Streams> {
         self.inner.streams().map(|_| self as &dyn Streams)
+    }
+
+    fn adopt(&self) -> Option<&dyn Adopt> {
+        self.inner.adopt().map(|_| self as &dyn Adopt)
+    }
+
+    fn watch(&self) -> Option<&dyn Watch> {
+        self.inner.watch()
+    }
+}
+
+impl Adopt for Fault {
+    fn adopt(&self, dataset: &str, path: &DatasetPath, record: &str) -> Result<()> {
+        let unsupported = || Error::Unsupported("this driver adopts nothing".into());
+        let inner = self.inner.adopt().ok_or_else(unsupported)?;
+        self.call("adopt", || inner.adopt(dataset, path, record))
     }
 }
 

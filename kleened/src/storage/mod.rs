@@ -10,6 +10,7 @@
 pub mod dir;
 pub mod fault;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -64,6 +65,10 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// What was asked for is not allowed: a property that there is not, a value out of range. Says
+    /// what to ask for.
+    #[error("{0}")]
+    Invalid(String),
     /// This driver, or the file system below it, can't.
     #[error("{0}")]
     Unsupported(String),
@@ -224,6 +229,34 @@ pub struct DatasetSpec {
     pub owner: Option<Owner>,
     /// The mode of its root directory; 0755 where there is none.
     pub mode: Option<Mode>,
+    /// How many bytes its content may take, snapshots not counted.
+    pub size: Option<u64>,
+    /// How many bytes are kept free for its content.
+    pub reserve: Option<u64>,
+    /// Other properties of the driver's own, as text, for example `recordsize` = `16K`.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl DatasetSpec {
+    /// That only a record, an owner and a mode are asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`], naming the first that a driver without limits and properties lacks.
+    pub fn refuse_limits(&self, driver: &str) -> Result<()> {
+        let wanted = [
+            self.size.map(|_| "a size"),
+            self.reserve.map(|_| "a reserve"),
+            self.properties.keys().next().map(|_| "properties"),
+        ];
+        match wanted.into_iter().flatten().next() {
+            None => Ok(()),
+            Some(what) => Err(Error::Unsupported(format!(
+                "the storage driver '{driver}' cannot give a volume {what}: leave it out, or keep the \
+                 root on ZFS"
+            ))),
+        }
+    }
 }
 
 /// A dataset that exists.
@@ -253,6 +286,12 @@ pub struct Usage {
     pub referenced: u64,
     /// What can still be written.
     pub available: u64,
+    /// What would come free if its snapshots were destroyed.
+    pub snapshots: u64,
+    /// What its present content may take, where that is limited.
+    pub size: Option<u64>,
+    /// How many times smaller compression makes its content, in hundredths: 150 is 1.50x.
+    pub compress_ratio: Option<u32>,
 }
 
 /// What a driver can promise beyond the contract.
@@ -262,6 +301,8 @@ pub struct Capabilities {
     pub clones_share_space: bool,
     /// Several snapshots show the same instant.
     pub snapshots_are_atomic: bool,
+    /// [`Driver::usage`] looks up what is known already; where not, it looks at every file.
+    pub usage_is_known: bool,
 }
 
 /// A storage driver. Every call blocks, is safe to make from several threads at once, and takes
@@ -276,12 +317,17 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Where `path` is mounted on the host. The text follows from the path; nothing is looked up.
     fn mountpoint(&self, path: &DatasetPath) -> PathBuf;
 
+    /// What the host's own tools call it, for example `zroot/kleene/volumes/my-vol`. The text follows
+    /// from the path; nothing is looked up.
+    fn dataset(&self, path: &DatasetPath) -> String;
+
     /// A dataset of that path, empty and mounted at [`mountpoint`](Self::mountpoint), with its
     /// record.
     ///
     /// # Errors
     ///
-    /// [`Error::Exists`] where there is one; then nothing changed.
+    /// [`Error::Exists`] where there is one; [`Error::Invalid`] for a property, [`Error::Unsupported`]
+    /// for what this driver has not. Then nothing changed.
     fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()>;
 
     /// The dataset, or `None` where there is certainly none.
@@ -289,6 +335,17 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// The datasets of an area, by name.
     fn list(&self, area: Area) -> Result<Vec<Dataset>>;
+
+    /// The paths of the datasets of an area, by name: [`list`](Self::list) without what takes long.
+    fn names(&self, area: Area) -> Result<Vec<DatasetPath>>;
+
+    /// The dataset is mounted at [`mountpoint`](Self::mountpoint), and what is written there is
+    /// written to it. Nothing changes where it was: a repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Busy`] where something else is mounted there.
+    fn mount(&self, path: &DatasetPath) -> Result<()>;
 
     /// The dataset has this record in place of the one before. A reader sees either, never a part.
     ///
@@ -317,6 +374,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     ///
     /// [`Error::NotFound`].
     fn usage(&self, path: &DatasetPath) -> Result<Usage>;
+
+    /// How much space each dataset of an area takes, by name.
+    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>>;
 
     /// All these snapshots exist, none of which did before. What is written to a dataset from now on
     /// does not change them.
@@ -363,6 +423,58 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// Snapshots as streams, where the driver has them.
     fn streams(&self) -> Option<&dyn Streams>;
+
+    /// Datasets that others made, where the driver can take them over.
+    fn adopt(&self) -> Option<&dyn Adopt>;
+
+    /// What happens to datasets behind the daemon's back, where the driver is told.
+    fn watch(&self) -> Option<&dyn Watch>;
+}
+
+/// Taking over datasets that somebody else made.
+pub trait Adopt: Send + Sync {
+    /// What the host's tools call `dataset` is the dataset `path`, with that record, mounted at its
+    /// mount point. Its content, snapshots and other properties are as they were. It may have been
+    /// that dataset already: then it has the record.
+    ///
+    /// Where a crash cuts this off, a repeat finishes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Exists`] where there is another at `path`; [`Error::Busy`] where
+    /// it is in use; [`Error::Invalid`] for one that can't be taken over, with the reason: another
+    /// pool, not a file system, datasets below it, an encryption key that is not loaded, a part of
+    /// the root. Then nothing changed.
+    fn adopt(&self, dataset: &str, path: &DatasetPath, record: &str) -> Result<()>;
+}
+
+/// What happens to datasets, also behind the daemon's back.
+pub trait Watch: Send + Sync {
+    /// Blocks until something happened to a dataset of the root, and says what. What the daemon did
+    /// itself is among it. For one caller at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]: there is no more to come.
+    fn next(&self) -> Result<Event>;
+}
+
+/// What happened to a dataset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// There is one of that path now.
+    Appeared(DatasetPath),
+    /// There is none of that path any more.
+    Vanished(DatasetPath),
+    /// Something about it changed: its record, a property, its content by a rollback.
+    Changed {
+        /// The dataset.
+        path: DatasetPath,
+        /// What, in the words of the host's tools: `set readonly=on`.
+        what: String,
+    },
+    /// Some of what happened is not known: compare everything.
+    Lost,
 }
 
 /// Snapshots as streams of bytes, to keep elsewhere or to receive on another host.

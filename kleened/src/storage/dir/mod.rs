@@ -28,7 +28,7 @@ mod stream;
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kleened_api::VolumeName;
@@ -38,8 +38,8 @@ use rustix::io::Errno;
 
 use super::fault::point;
 use super::{
-    Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Streams, Usage,
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
+    SnapshotPath, Streams, Usage, Watch,
 };
 use crate::archive::{Place, Walk, identity};
 use crate::copy;
@@ -113,9 +113,9 @@ fn measure(path: &DatasetPath, home: BorrowedFd<'_>) -> Result<Usage> {
     let data = open_directory(home, DATA).map_err(failed)?;
     let snapshots = open_directory(home, SNAPSHOTS).map_err(failed)?;
     let referenced = used(data.as_fd()).map_err(failed)?;
-    let used = referenced + used(snapshots.as_fd()).map_err(failed)?;
+    let snapshots = used(snapshots.as_fd()).map_err(failed)?;
     let available = space(&data).map_err(failed)?.available;
-    Ok(Usage { used, referenced, available })
+    Ok(Usage { used: referenced + snapshots, referenced, available, snapshots, ..Usage::default() })
 }
 
 /// The space of a tree; of a file with several names once.
@@ -130,6 +130,21 @@ fn used(top: BorrowedFd<'_>) -> io::Result<u64> {
         }
     }
     Ok(bytes)
+}
+
+/// The paths of the datasets in an area, by name.
+fn names_in(area: Area, dir: &OwnedFd) -> Result<Vec<DatasetPath>> {
+    let failed = |errno: Errno| Error::io("list", area.as_str(), errno);
+    let mut found = Vec::new();
+    for entry in Listing::read_from(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy();
+        // What has no valid name can be no dataset, and nothing can ask for it.
+        let Ok(name) = name.parse::<VolumeName>() else { continue };
+        found.extend(format!("{}/{name}", area.as_str()).parse::<DatasetPath>().ok());
+    }
+    found.sort_unstable();
+    Ok(found)
 }
 
 /// The tree `from` is in the new directory `name` of the draft, and durable.
@@ -147,14 +162,19 @@ impl Driver for Dir {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { clones_share_space: self.shares_space, snapshots_are_atomic: false }
+        Capabilities { clones_share_space: self.shares_space, ..Capabilities::default() }
     }
 
     fn mountpoint(&self, path: &DatasetPath) -> PathBuf {
         self.root.join(path.area().as_str()).join(path.name())
     }
 
+    fn dataset(&self, path: &DatasetPath) -> String {
+        self.mountpoint(path).to_string_lossy().trim_start_matches('/').to_owned()
+    }
+
     fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
+        spec.refuse_limits(self.name())?;
         self.store.refuse_existing(path)?;
         let failed = |error: io::Error| Error::io("make", path, error);
         let draft = self.store.draft()?;
@@ -168,20 +188,18 @@ impl Driver for Dir {
     }
 
     fn list(&self, area: Area) -> Result<Vec<Dataset>> {
-        let failed = |errno: Errno| Error::io("list", area.as_str(), errno);
         let dir = self.store.area(area)?;
-        let mut found = Vec::new();
-        for entry in Listing::read_from(&dir).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy();
-            // What has no valid name can be no dataset, and nothing can ask for it.
-            let Ok(name) = name.parse::<VolumeName>() else { continue };
-            let Ok(path) = format!("{}/{name}", area.as_str()).parse() else { continue };
-            // `None` where it was destroyed meanwhile.
-            found.extend(self.look_at(dir.as_fd(), &path)?);
-        }
-        found.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        Ok(found)
+        let paths = names_in(area, &dir)?;
+        // `None` where it was destroyed meanwhile.
+        paths.iter().filter_map(|path| self.look_at(dir.as_fd(), path).transpose()).collect()
+    }
+
+    fn names(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        names_in(area, &self.store.area(area)?)
+    }
+
+    fn mount(&self, path: &DatasetPath) -> Result<()> {
+        self.store.home(path).map(drop)
     }
 
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
@@ -217,6 +235,19 @@ impl Driver for Dir {
         self.store.settle(path, &id, measure(path, fd.as_fd()))
     }
 
+    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
+        let mut usages = Vec::new();
+        for path in self.names(area)? {
+            match self.usage(&path) {
+                Ok(usage) => usages.push((path, usage)),
+                // Destroyed meanwhile, or never a dataset.
+                Err(Error::NotFound(_) | Error::Unsupported(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usages)
+    }
+
     fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
         self.make_snapshots(snapshots)
     }
@@ -242,6 +273,7 @@ impl Driver for Dir {
         to: &DatasetPath,
         spec: &DatasetSpec,
     ) -> Result<()> {
+        spec.refuse_limits(self.name())?;
         self.store.refuse_existing(to)?;
         let home = self.store.home(&snapshot.dataset)?;
         let kept = self.store.locks.of(&home.id, &snapshot.name);
@@ -256,5 +288,12 @@ impl Driver for Dir {
 
     fn streams(&self) -> Option<&dyn Streams> {
         Some(self)
+    }
+    fn adopt(&self) -> Option<&dyn Adopt> {
+        None
+    }
+
+    fn watch(&self) -> Option<&dyn Watch> {
+        None
     }
 }

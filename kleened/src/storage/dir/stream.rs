@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use kleened_sys::fs::open_directory;
 use rustix::fs::{FileType, Stat};
 
-use super::super::{DatasetPath, DatasetSpec, Error, Result, SnapshotPath, Streams};
+use super::super::{DatasetPath, DatasetSpec, Driver, Error, Result, SnapshotPath, Streams};
 use super::batch::{Step, commit};
 use super::changes::{Change, compare};
 use super::snapshot::{About, Kept, list, open_data, refuse_existing};
@@ -137,6 +137,7 @@ impl Streams for Dir {
     }
 
     fn import(&self, path: &DatasetPath, spec: &DatasetSpec, input: &mut dyn Read) -> Result<()> {
+        spec.refuse_limits(self.name())?;
         self.store.refuse_existing(path)?;
         let unnamed = path.snapshot("?");
         let fault = |error| failed("import", &unnamed, error);
