@@ -1,28 +1,31 @@
 //! Reading of what Kleene's client sends although it is not quite the type.
 
+use std::fmt;
+
+use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum BoolOrText {
-    Bool(bool),
-    Text(Text),
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Text {
-    True,
-    False,
-}
 
 /// A boolean, or the text `"true"` or `"false"`.
 pub(crate) fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    match BoolOrText::deserialize(deserializer) {
-        Ok(BoolOrText::Bool(value)) => Ok(value),
-        Ok(BoolOrText::Text(text)) => Ok(matches!(text, Text::True)),
-        Err(_) => Err(serde::de::Error::custom("Invalid boolean")),
+    struct Lenient;
+
+    impl Visitor<'_> for Lenient {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a boolean")
+        }
+
+        fn visit_bool<E: Error>(self, value: bool) -> Result<bool, E> {
+            Ok(value)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
+            text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
+        }
     }
+
+    deserializer.deserialize_any(Lenient)
 }
 
 /// As [`boolean`], where the field may be `null`.

@@ -16,10 +16,12 @@ use axum::response::{IntoResponse, Response};
 use kleened_api::container::ContainerConfig;
 use kleened_api::operation::Operation;
 use kleened_api::routes::{OPERATION, PREFER, with_name};
+use kleened_api::volume::VolumeConfig;
 use kleened_api::{ErrorBody, ErrorCode, IdReply};
 use serde::Serialize;
 use serde_json::json;
 
+use super::request::{Flaw, Malformed};
 use super::transfer::Stopping;
 use super::verb::Verb;
 use crate::engine::{Engine, Pending};
@@ -162,6 +164,17 @@ impl Call {
         }
     }
 
+    /// The configuration of a volume as the engine knows it: with Kleene it must have a name.
+    pub(super) fn volume(
+        &self,
+        config: VolumeConfig,
+    ) -> std::result::Result<VolumeConfig, Malformed> {
+        match (self.manner, &config.name) {
+            (Manner::Kleene, None) => Err(Malformed::missing("name")),
+            _ => Ok(config),
+        }
+    }
+
     /// The configuration of a container as the engine knows it: Kleene lets the name begin with a
     /// slash, which means nothing.
     pub(super) fn container(&self, mut config: ContainerConfig) -> ContainerConfig {
@@ -191,30 +204,44 @@ impl Call {
         }
     }
 
-    /// The answer to a request whose body, query or path does not have the right shape. `pointer`
-    /// is the field, as `/mounts/0/type`.
-    pub(super) fn malformed(&self, pointer: &str, detail: &str) -> Response {
+    /// The answer to a request whose body, query or path does not have the right shape.
+    pub(super) fn malformed(&self, malformed: &Malformed) -> Response {
+        let Malformed { flaw, pointer, detail } = malformed;
+        let kleene = match flaw {
+            Flaw::Syntax => Some(400),
+            Flaw::Late => Some(408),
+            Flaw::Length => Some(413),
+            Flaw::Media => Some(415),
+            Flaw::Schema => Some(422),
+            // Its client can send one.
+            Flaw::Value => self.verb.row().kleene.map(|statuses| statuses.refused),
+        };
         let field = pointer.trim_start_matches('/').replace('/', ".");
         // Our own checks say themselves what they are about.
         let bare = field.is_empty() || !detail.to_ascii_lowercase().starts_with("invalid ");
         let message = if bare { detail.to_owned() } else { format!("{field}: {detail}") };
-        match (self.manner, self.verb.row().kleene) {
-            (Manner::Kleene, Some(statuses)) => reply(
-                statuses.refused,
-                json!({
-                    "message": digestible(&message),
-                    "errors": [{
-                        "title": "Invalid value",
-                        "source": { "pointer": pointer },
-                        "detail": detail,
-                    }],
-                }),
-            ),
+        match (self.manner, kleene) {
+            (Manner::Kleene, Some(status @ 422)) => {
+                let source = json!({ "pointer": pointer });
+                let error = json!({ "title": "Invalid value", "source": source, "detail": detail });
+                reply(status, json!({ "errors": [error] }))
+            }
+            (Manner::Kleene, Some(status)) => {
+                reply(status, json!({ "message": digestible(&message) }))
+            }
             _ => {
                 let code = ErrorCode::Invalid;
                 reply(code.http_status(), ErrorBody { message, code, causes: Vec::new() })
             }
         }
+    }
+
+    /// Whether a field of the query that the verb does not know is an error. Where Kleene knows no
+    /// field at all, its clients' are ignored.
+    pub(super) fn refuses_unknown_fields(&self) -> bool {
+        use Verb::{ContainerList, ExecStop, ImagePrune, ImageTag};
+        self.manner != Manner::Kleene
+            || matches!(self.verb, ContainerList | ExecStop | ImagePrune | ImageTag)
     }
 }
 

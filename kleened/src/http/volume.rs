@@ -22,7 +22,10 @@ async fn list(call: Call, Query(filter): Query<VolumeFilter>) -> Response {
 }
 
 async fn create(call: Call, Sent(config): Sent<VolumeConfig>) -> Response {
-    call.changed(call.engine.create_volume(config)).await
+    match call.volume(config) {
+        Ok(config) => call.changed(call.engine.create_volume(config)).await,
+        Err(malformed) => call.malformed(&malformed),
+    }
 }
 
 async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
