@@ -13,9 +13,15 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::image;
+use crate::pool::Root;
 
-/// How long anything that a test waits for may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long anything that a test waits for may take before the test fails: a minute, times
+/// `KLEENE_PATIENCE`, for machines that are slow.
+#[must_use]
+pub fn patience() -> Duration {
+    let factor = std::env::var("KLEENE_PATIENCE").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(60) * factor.unwrap_or(1)
+}
 
 /// A binary of this workspace, built before.
 ///
@@ -32,6 +38,8 @@ pub fn binary(name: &str) -> PathBuf {
 /// A daemon that runs until this is dropped. Nothing of it is left then.
 #[derive(Debug)]
 pub struct Daemon {
+    // Destroyed before the folder that it is mounted in is removed.
+    room: Option<Root>,
     home: Option<TempDir>,
     child: Option<Child>,
     settings: String,
@@ -107,12 +115,20 @@ impl Daemon {
         daemon
     }
 
-    /// A daemon before whose start a shell script runs in its mount namespace, in its folder: to
-    /// mount something at `root`.
+    /// A daemon that can't store more than that.
     #[must_use]
-    pub fn start_after(prelude: &str) -> Self {
+    pub fn start_within(mib: u64) -> Self {
         let mut daemon = Self::prepare("", &[]);
-        daemon.prelude = format!("cd {}; mkdir -p root; {prelude}", daemon.home().display());
+        match &daemon.room {
+            Some(room) => room.limit(mib),
+            None => {
+                daemon.prelude = format!(
+                    "cd {}; mkdir -p root; test -e disk || {{ truncate -s {mib}M disk; mke2fs -qF disk; }}; \
+                     mount -o loop disk root",
+                    daemon.home().display()
+                );
+            }
+        }
         daemon.boot();
         daemon
     }
@@ -122,7 +138,8 @@ impl Daemon {
         let environment =
             environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         let (settings, prelude) = (settings.to_owned(), String::new());
-        Self { home: Some(home), child: None, settings, prelude, environment }
+        let room = Root::at(&home.path().join("root"));
+        Self { room, home: Some(home), child: None, settings, prelude, environment }
     }
 
     /// Its folder.
@@ -139,6 +156,21 @@ impl Daemon {
     #[must_use]
     pub fn root(&self) -> PathBuf {
         self.home().join("root")
+    }
+
+    /// The storage driver that it has.
+    #[must_use]
+    pub fn driver(&self) -> &'static str {
+        if self.room.is_some() { "zfs" } else { "dir" }
+    }
+
+    /// The name of the dataset with that path below the root.
+    #[must_use]
+    pub fn dataset(&self, path: &str) -> String {
+        match &self.room {
+            Some(room) => format!("{}/{path}", room.name()),
+            None => self.root().join(path).display().to_string().trim_start_matches('/').to_owned(),
+        }
     }
 
     /// Its socket.
@@ -163,7 +195,7 @@ impl Daemon {
     /// When it neither answers nor ends in time.
     pub fn try_boot(&mut self) -> bool {
         self.spawn();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         while UnixStream::connect(self.socket()).is_err() {
             if self
                 .child
@@ -193,18 +225,23 @@ impl Daemon {
     pub fn spawn(&mut self) {
         let config = self.home().join("kleened.toml");
         let text = format!(
-            "root = {:?}\nsocket = {:?}\nstorage = \"dir\"\nstop_timeout = 2\n{}\n",
+            "root = {:?}\nsocket = {:?}\nstorage = {:?}\nstop_timeout = 2\n{}\n",
             self.root(),
             self.socket(),
+            self.driver(),
             self.settings
         );
         fs::write(&config, text).expect("write the configuration");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.home().join("log"));
-        // What is mounted here is gone with the last process, and seen nowhere else.
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("env");
+        if self.room.is_none() {
+            // What is mounted here is gone with the last process, and seen nowhere else. Datasets
+            // are mounted for all to see.
+            command.args(["unshare", "--mount", "--propagation", "private", "--"]);
+        }
         let script = format!("{}\nexec \"$@\"", self.prelude);
         command
-            .args(["--mount", "--propagation", "private", "--", "sh", "-ec", &script, "sh"])
+            .args(["sh", "-ec", &script, "sh"])
             .arg(binary("kleened"))
             .arg("--config")
             .arg(&config)
@@ -255,7 +292,7 @@ impl Daemon {
     /// When it does not run, or does not end in time.
     pub fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it runs");
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience();
         loop {
             if let Some(status) = child.try_wait().expect("wait for kleened") {
                 return status;
@@ -351,7 +388,7 @@ impl Daemon {
     #[must_use]
     pub fn raw(&self, request: &str) -> String {
         let mut stream = UnixStream::connect(self.socket()).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+        stream.set_read_timeout(Some(patience())).expect("set a limit");
         stream.write_all(request.as_bytes()).expect("send");
         let mut answer = Vec::new();
         // A connection that is kept open ends the answer as well as one that is closed.
@@ -368,6 +405,9 @@ impl Daemon {
     /// The directory of a volume, as the daemon sees it, with what is mounted in its namespace.
     #[must_use]
     pub fn volume_inside(&self, name: &str) -> PathBuf {
+        if self.room.is_some() {
+            return self.volume(name);
+        }
         let inside = PathBuf::from(format!("/proc/{}/root", self.pid().as_raw_nonzero()));
         // A link in the daemon's namespace leads to a place in it.
         let link = inside.join(self.volume(name).strip_prefix("/").unwrap_or(Path::new("")));
@@ -385,6 +425,9 @@ impl Daemon {
                 litter.push(format!("{folder}/{}", entry.file_name().to_string_lossy()));
             }
         }
+        if let Some(room) = &self.room {
+            litter.extend(room.below().into_iter().filter(|name| name.starts_with("scratch/")));
+        }
         litter
     }
 }
@@ -395,7 +438,7 @@ impl Drop for Daemon {
             // It was killed: what it left is found by one that stops it.
             self.environment.clear();
             self.spawn();
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + patience();
             while UnixStream::connect(self.socket()).is_err() && Instant::now() < until {
                 thread::sleep(Duration::from_millis(2));
             }
@@ -440,7 +483,7 @@ fn supervisors(home: &Path) -> Vec<rustix::process::Pid> {
 /// When it is not true in time.
 #[track_caller]
 pub fn eventually(what: &str, mut check: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + patience();
     while !check() {
         assert!(Instant::now() < until, "{what} did not happen");
         thread::sleep(Duration::from_millis(5));

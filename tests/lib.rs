@@ -12,6 +12,7 @@ pub mod image;
 pub mod manifest;
 #[cfg(target_os = "linux")]
 pub mod mounts;
+pub mod pool;
 pub mod programs;
 pub mod rootfs;
 #[cfg(target_os = "linux")]

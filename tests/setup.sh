@@ -10,6 +10,8 @@ IMAGE_FREEBSD=''
 # What the tests compare with, and the file systems that they make.
 TEST_DEBIAN='acl attr btrfs-progs e2fsprogs rsync xfsprogs'
 TEST_FREEBSD='rsync'
+# What the machine for the tests on ZFS is made with.
+VM_DEBIAN='e2fsprogs mmdebstrap'
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
     bold=$(printf '\033[1m') red=$(printf '\033[31m') green=$(printf '\033[32m')

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kleene_tests::harness::{Daemon, PATIENCE};
+use kleene_tests::harness::{Daemon, patience};
 use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::protocol::CloseFrame;
@@ -55,7 +55,7 @@ pub struct Connection(pub UnixStream);
 impl Connection {
     pub fn new(socket: &Path) -> Self {
         let stream = UnixStream::connect(socket).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+        stream.set_read_timeout(Some(patience())).expect("set a limit");
         Self(stream)
     }
 
@@ -155,7 +155,7 @@ pub fn exact(daemon: &Daemon, line: &str, body: Value) -> (u16, Value) {
 /// Returns when the condition holds.
 #[track_caller]
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let limit = Instant::now() + PATIENCE;
+    let limit = Instant::now() + patience();
     while !condition() {
         assert!(Instant::now() < limit, "{what} does not come");
         thread::sleep(Duration::from_millis(2));
@@ -186,7 +186,7 @@ impl Socket {
     /// Connects, and offers that protocol.
     pub fn open(daemon: &Daemon, path: &str, protocol: Option<&str>) -> Self {
         let stream = UnixStream::connect(daemon.socket()).expect("connect");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set a limit");
+        stream.set_read_timeout(Some(patience())).expect("set a limit");
         let mut request = format!("ws://localhost{path}").into_client_request().expect("a request");
         let headers = request.headers_mut();
         if let Some(protocol) = protocol {

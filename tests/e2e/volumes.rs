@@ -18,7 +18,7 @@ fn a_volume_is_made_shown_and_removed() {
     assert_eq!(shown["volume"]["name"], "my-vol");
     assert_eq!(shown["volume"]["state"], "available");
     assert_eq!(shown["volume"]["mountpoint"], place.to_str().unwrap());
-    assert_eq!(shown["volume"]["dataset"], place.to_str().unwrap().trim_start_matches('/'));
+    assert_eq!(shown["volume"]["dataset"], daemon.dataset("volumes/my-vol"));
     let listed = daemon.run("lsv").ok();
     assert!(listed.starts_with(" VOLUME NAME   CREATED"), "{listed}");
     assert_eq!(daemon.run("volume ls -q").ok(), "my-vol");
@@ -315,9 +315,10 @@ fn without_the_mount_the_images_own_files_are_there_again() {
             "echo x > /usr/share/site/x",
         ])
         .ok();
-    let root =
-        daemon.inspect("container", "c")["container"]["dataset"].as_str().unwrap().to_owned();
-    let own = listing(std::path::Path::new(&format!("/{root}/usr/share/site")));
+    let shown = daemon.inspect("container", "c");
+    let id = shown["container"]["id"].as_str().unwrap();
+    assert_eq!(shown["container"]["dataset"], daemon.dataset(&format!("container/{id}")));
+    let own = listing(&daemon.root().join("container").join(id).join("usr/share/site"));
     assert!(own.contains_key("index.html") && !own.contains_key("x"), "{own:?}");
 }
 
