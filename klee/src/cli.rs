@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use kleened_api::mount::MountError;
-use kleened_api::{ContainerName, ImageRef, NameError, VolumeName, routes};
+use kleened_api::{ContainerName, ImageRef, NameError, routes};
 
 use crate::client::Client;
 use crate::container::{
@@ -19,7 +19,7 @@ use crate::image::{self, ImageCommand, ImageList, ImageRemove};
 use crate::logs::{self, Logs};
 use crate::print::{self, OutputFormat, Theme};
 use crate::template::Template;
-use crate::volume::{self, VolumeCommand, VolumeList, VolumeRemove};
+use crate::volume::{self, VolumeCommand, VolumeInspect, VolumeList, VolumeRemove};
 use crate::{man, system};
 
 /// What follows the help of `klee` itself, and stands in its manual page.
@@ -117,7 +117,7 @@ pub(crate) enum Shortcut {
     #[command(hide = true)]
     Lsv(VolumeList),
     #[command(hide = true)]
-    Isv(Inspect<VolumeName>),
+    Isv(VolumeInspect),
     #[command(hide = true)]
     Rmv(VolumeRemove),
     #[command(hide = true)]

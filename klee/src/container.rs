@@ -243,7 +243,7 @@ impl Listed for ContainerSummary {
         self.container.id.as_str()
     }
 
-    fn row(&self, now: Timestamp) -> Vec<String> {
+    fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
         let container = &self.container;
         let image = if self.image_name.is_empty() {
             container.image_id.clone()
@@ -254,7 +254,7 @@ impl Listed for ContainerSummary {
             RestartPolicy::OnStartup => "  yes",
             RestartPolicy::No => "  no",
         };
-        vec![
+        vec![vec![
             container.id.to_string(),
             container.name.clone(),
             image,
@@ -263,7 +263,7 @@ impl Listed for ContainerSummary {
             autorun.to_owned(),
             status(self).to_owned(),
             self.jid.map(|jid| jid.to_string()).unwrap_or_default(),
-        ]
+        ]]
     }
 }
 

@@ -163,13 +163,13 @@ impl Listed for Image {
         self.id.as_str()
     }
 
-    fn row(&self, now: Timestamp) -> Vec<String> {
-        vec![
+    fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
+        vec![vec![
             self.id.to_string(),
             self.name.clone(),
             self.tag.clone(),
             print::age(self.created, now),
-        ]
+        ]]
     }
 }
 

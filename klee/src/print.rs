@@ -49,8 +49,8 @@ pub(crate) trait Listed: DeserializeOwned {
     /// What `--quiet` shows.
     fn key(&self) -> &str;
 
-    /// The line of the table.
-    fn row(&self, now: Timestamp) -> Vec<String>;
+    /// The lines of the table.
+    fn rows(&self, now: Timestamp) -> Vec<Vec<String>>;
 }
 
 /// Prints a list that the daemon sent as JSON, in the form that was asked for.
@@ -79,7 +79,7 @@ pub(crate) fn list<T: Listed>(
         return lines(items.iter().map(T::key));
     }
     let now = Timestamp::now();
-    out(&table(T::COLUMNS, items.iter().map(|item| item.row(now)), theme))
+    out(&table(T::COLUMNS, items.iter().flat_map(|item| item.rows(now)), theme))
 }
 
 /// Prints an object that the daemon sent as JSON.

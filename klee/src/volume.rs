@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use clap::{Args, Subcommand};
 use hyper::Method;
-use kleened_api::volume::{Mode, Owner, PruneQuery, Volume, VolumeConfig, VolumeFilter};
-use kleened_api::{IdReply, Timestamp, VolumeName, routes};
+use kleened_api::volume::{
+    InspectQuery, Mode, Owner, Profile, PruneQuery, Volume, VolumeConfig, VolumeFilter,
+};
+use kleened_api::{IdReply, Size, Timestamp, VolumeName, routes};
+use serde::Deserialize;
 
 use crate::cli::{Inspect, ListOutput, Output, Prune, key_value};
 use crate::client::with_query;
@@ -20,7 +23,9 @@ pub(crate) enum VolumeCommand {
     /// List volumes, newest first.
     Ls(VolumeList),
     /// Show a volume and the containers that mount it.
-    Inspect(Inspect<VolumeName>),
+    Inspect(VolumeInspect),
+    /// List the profiles: properties that suit one kind of content.
+    Profiles(Output),
     /// Remove volumes. A volume that a container names is not removed.
     Rm(VolumeRemove),
     /// Remove all volumes that no container names.
@@ -40,6 +45,20 @@ pub(crate) struct VolumeCreate {
     /// The mode of the volume's root directory, in octal.
     #[arg(long)]
     pub(crate) mode: Option<Mode>,
+    /// How much the volume's content may take, as 512M or 10G; snapshots are not counted. The units
+    /// B, K, M, G, T and P are powers of 1024; KiB and KB mean K, and so on.
+    #[arg(long)]
+    pub(crate) size: Option<Size>,
+    /// How much is kept free for the volume's content; written as --size, and at most that.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) reserve: Option<Size>,
+    /// Give the volume the properties of that profile; klee volume profiles lists them.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// A property of the volume's dataset, as recordsize=16K; zfsprops(7) has them all. It comes
+    /// before the profile's.
+    #[arg(long = "property", value_name = "NAME=VALUE", value_parser = key_value)]
+    pub(crate) properties: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -50,8 +69,21 @@ pub(crate) struct VolumeList {
     /// in-use=true|false. All that are given must hold.
     #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) filters: Vec<(String, String)>,
+    /// Show how much space each volume may take and takes, the part of its snapshots, and how much
+    /// smaller compression makes it. Without ZFS that means to look at every file.
+    #[arg(short, long, conflicts_with = "quiet")]
+    pub(crate) size: bool,
     #[command(flatten)]
     pub(crate) output: ListOutput,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeInspect {
+    #[command(flatten)]
+    pub(crate) inspect: Inspect<VolumeName>,
+    /// Show how much space the volume takes also without ZFS, where that means to look at every file.
+    #[arg(short, long)]
+    pub(crate) size: bool,
 }
 
 #[derive(Debug, Args)]
@@ -74,6 +106,11 @@ impl Listed for Volume {
         "state",
         "owner",
         "mode",
+        "size",
+        "reserve",
+        "profile",
+        "properties",
+        "usage",
         "populated",
         "error",
     ];
@@ -82,8 +119,58 @@ impl Listed for Volume {
         &self.name
     }
 
-    fn row(&self, now: Timestamp) -> Vec<String> {
-        vec![self.name.clone(), print::age(self.created, now)]
+    fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
+        vec![vec![self.name.clone(), print::age(self.created, now)]]
+    }
+}
+
+/// A volume of which the list shows how much space it takes.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct Measured(Volume);
+
+impl Listed for Measured {
+    const COLUMNS: &'static [&'static str] =
+        &["VOLUME NAME", "CREATED", "SIZE", "USED", "REFERENCED", "SNAPSHOTS", "RATIO"];
+    const FIELDS: &'static [&'static str] = Volume::FIELDS;
+
+    fn key(&self) -> &str {
+        self.0.key()
+    }
+
+    fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
+        let usage = self.0.usage.as_ref();
+        let cell = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        let size = |size: Option<Size>| cell(size.map(Size::short));
+        let cells = [
+            size(usage.and_then(|usage| usage.size)),
+            size(usage.map(|usage| usage.used)),
+            size(usage.map(|usage| usage.referenced)),
+            size(usage.map(|usage| usage.snapshots)),
+            cell(usage.and_then(|usage| usage.compress_ratio).map(|ratio| ratio.to_string())),
+        ];
+        let mut rows = self.0.rows(now);
+        rows.iter_mut().for_each(|row| row.extend(cells.clone()));
+        rows
+    }
+}
+
+impl Listed for Profile {
+    const COLUMNS: &'static [&'static str] = &["PROFILE", "PROPERTY", "VALUE", "WHY"];
+    const FIELDS: &'static [&'static str] = &["name", "about", "properties"];
+
+    fn key(&self) -> &str {
+        &self.name
+    }
+
+    /// The name stands in the first line, with what it is for.
+    fn rows(&self, _: Timestamp) -> Vec<Vec<String>> {
+        let first =
+            [self.name.clone(), String::new(), String::new(), format!("for {}", self.about)];
+        let rest = self.properties.iter().cloned();
+        let rest =
+            rest.map(|property| vec![String::new(), property.name, property.value, property.why]);
+        [first.to_vec()].into_iter().chain(rest).collect()
     }
 }
 
@@ -92,6 +179,7 @@ pub(crate) async fn run(command: VolumeCommand, context: &Context) -> Result<(),
         VolumeCommand::Create(args) => create(args, context).await,
         VolumeCommand::Ls(args) => list(args, context).await,
         VolumeCommand::Inspect(args) => inspect(args, context).await,
+        VolumeCommand::Profiles(output) => profiles(output, context).await,
         VolumeCommand::Rm(args) => remove(args, context).await,
         VolumeCommand::Prune(args) => prune(args, context).await,
     }
@@ -99,11 +187,16 @@ pub(crate) async fn run(command: VolumeCommand, context: &Context) -> Result<(),
 
 async fn create(args: VolumeCreate, context: &Context) -> Result<(), Failure> {
     let labels: BTreeMap<String, String> = args.labels.into_iter().collect();
+    let properties: BTreeMap<String, String> = args.properties.into_iter().collect();
     let config = VolumeConfig {
         name: args.name,
         labels: (!labels.is_empty()).then_some(labels),
         owner: args.owner,
         mode: args.mode,
+        size: args.size,
+        reserve: args.reserve,
+        profile: args.profile,
+        properties: (!properties.is_empty()).then_some(properties),
     };
     let reply: IdReply = context.client.post(routes::VOLUME_CREATE, &config).await?;
     print::reply(&reply, &reply.id, args.output.output)
@@ -127,13 +220,31 @@ pub(crate) async fn list(args: VolumeList, context: &Context) -> Result<(), Fail
         }
     }
     filter.label = (!labels.is_empty()).then(|| labels.join(","));
+    filter.size = args.size;
+    if args.output.quiet {
+        let body = context.client.get(&with_query(routes::VOLUME_NAMES, &filter)?).await?;
+        let names: Vec<String> = print::parse(&body)?;
+        return print::lines(names.iter().map(String::as_str));
+    }
     let body = context.client.get(&with_query(routes::VOLUME_LIST, &filter)?).await?;
+    if args.size {
+        return print::list(&body, |_: &Measured| true, &args.output, context.theme);
+    }
     print::list(&body, |_: &Volume| true, &args.output, context.theme)
 }
 
-pub(crate) async fn inspect(args: Inspect<VolumeName>, context: &Context) -> Result<(), Failure> {
-    let path = routes::with_name(routes::VOLUME_INSPECT, args.name.as_str());
-    print::inspect(&context.client.get(&path).await?, args.format.as_ref())
+pub(crate) async fn inspect(args: VolumeInspect, context: &Context) -> Result<(), Failure> {
+    let Inspect { name, format, .. } = args.inspect;
+    let path = routes::with_name(routes::VOLUME_INSPECT, name.as_str());
+    let query = args.size.then_some(InspectQuery { size: true });
+    let path = query.map_or(Ok(path.clone()), |query| with_query(&path, &query))?;
+    print::inspect(&context.client.get(&path).await?, format.as_ref())
+}
+
+async fn profiles(output: Output, context: &Context) -> Result<(), Failure> {
+    let body = context.client.get(routes::VOLUME_PROFILES).await?;
+    let output = ListOutput { quiet: false, format: None, output };
+    print::list(&body, |_: &Profile| true, &output, context.theme)
 }
 
 /// Stops at the first failure.
@@ -153,7 +264,8 @@ async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
-    use kleened_api::volume::{Populated, VolumeState};
+    use kleened_api::Ratio;
+    use kleened_api::volume::{Populated, VolumeState, VolumeUsage};
 
     use super::*;
 
@@ -168,6 +280,18 @@ mod tests {
             state: VolumeState::Error,
             owner: Some(Owner { uid: 0, gid: 0 }),
             mode: Some(Mode(0)),
+            size: Some(Size(1)),
+            reserve: Some(Size(1)),
+            profile: Some(String::new()),
+            properties: BTreeMap::from([(String::new(), String::new())]),
+            usage: Some(VolumeUsage {
+                used: Size(1),
+                referenced: Size(1),
+                available: Size(1),
+                snapshots: Size(1),
+                size: Some(Size(1)),
+                compress_ratio: Some(Ratio(100)),
+            }),
             populated: Some(Populated {
                 image_id: String::new(),
                 path: String::new(),

@@ -45,6 +45,71 @@ fn statuses_say_what_is_wrong() {
 }
 
 #[test]
+fn what_a_driver_has_not_is_refused_before_anything_is_made() {
+    let daemon = Daemon::start();
+    let without_zfs = exact(&daemon, "GET /info", Value::Null).1["storage"] == "dir";
+    let create = "POST /volumes/create";
+    for (part, says) in [
+        (json!({"size": "10G"}), "a size"),
+        (json!({"reserve": 4096}), "a reserve"),
+        (json!({"properties": {"recordsize": "16K"}}), "properties"),
+        (json!({"profile": "postgres"}), "properties"),
+    ] {
+        if !without_zfs {
+            continue;
+        }
+        let mut body = json!({"name": "v"});
+        body.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        let (status, reply) = exact(&daemon, create, body);
+        assert_eq!((status, &reply["code"]), (501, &json!("unsupported")), "{reply}");
+        let cause = reply["causes"][0].as_str().unwrap();
+        assert!(cause.contains("'dir' cannot give a volume") && cause.contains(says), "{cause}");
+    }
+    for (part, says) in [
+        (json!({"size": "10 apples"}), "powers of 1024"),
+        (json!({"size": -1}), "a number of bytes"),
+        (json!({"size": 0}), "a size of 0"),
+        (json!({"size": "1G", "reserve": "2G"}), "a reserve of 2G for a volume of 1G"),
+        (json!({"profile": "oracle"}), "known are postgres, mariadb, media, log"),
+        (json!({"properties": {"": "1"}}), "NAME=VALUE"),
+        (json!({"properties": {"a b": "1"}}), "NAME=VALUE"),
+        (json!({"properties": {"a": "1\n"}}), "NAME=VALUE"),
+    ] {
+        let text = refused(&daemon, create, part, ErrorCode::Invalid);
+        assert!(text.contains(says), "{text}");
+    }
+    assert_eq!(exact(&daemon, "GET /volumes/list", Value::Null).1, json!([]));
+}
+
+#[test]
+fn space_is_shown_where_it_is_asked_for() {
+    let daemon = Daemon::start();
+    let without_zfs = exact(&daemon, "GET /info", Value::Null).1["storage"] == "dir";
+    for name in ["b", "a"] {
+        assert_eq!(exact(&daemon, "POST /volumes/create", json!({"name": name})).0, 201);
+    }
+    std::fs::write(daemon.root().join("volumes/a/file"), vec![1; 1 << 20]).unwrap();
+    std::fs::File::open(daemon.root().join("volumes/a/file")).unwrap().sync_all().unwrap();
+    let (_, list) = exact(&daemon, "GET /volumes/list?size=true", Value::Null);
+    let used = |n: usize| list[n]["usage"]["referenced"].as_u64().unwrap();
+    assert_eq!(list[0]["name"], "a");
+    assert!(used(0) >= 1 << 20 && used(1) < 1 << 20, "{list}");
+    assert_eq!(list[0]["usage"]["snapshots"], 0);
+    let inspect = "GET /volumes/a/inspect";
+    let (_, shown) = exact(&daemon, &format!("{inspect}?size=true"), Value::Null);
+    assert_eq!(shown["volume"]["usage"]["referenced"], used(0));
+    let has_usage = |line| exact(&daemon, line, Value::Null).1.to_string().contains("\"usage\"");
+    assert!(!has_usage("GET /volumes/list"));
+    assert_eq!(has_usage(inspect), !without_zfs);
+    let names = |query: &str| exact(&daemon, &format!("GET /volumes/names{query}"), Value::Null).1;
+    assert_eq!(names(""), json!(["a", "b"]));
+    assert_eq!(names("?name=b"), json!(["b"]));
+    let (_, profiles) = exact(&daemon, "GET /volumes/profiles", Value::Null);
+    assert_eq!(profiles[0]["name"], "postgres");
+    assert_eq!(profiles[0]["properties"][0]["value"], "16K");
+}
+
+#[test]
 fn a_volume_in_use_is_a_conflict_that_names_the_users() {
     let daemon = Daemon::with_image();
     let config = json!({

@@ -45,7 +45,10 @@ pub(crate) fn volumes() -> Value {
         {"name": "data", "dataset": "zroot/kleene/volumes/data",
          "mountpoint": "/zroot/kleene/volumes/data", "created": moment(1),
          "labels": {"tier": "db", "team": "x"}, "state": "mounted", "owner": "770:771",
-         "mode": "0750", "error": "none",
+         "mode": "0750", "error": "none", "size": 10737418240_u64, "reserve": 1073741824,
+         "profile": "postgres", "properties": {"recordsize": "8K"},
+         "usage": {"used": 1572864, "referenced": 1048576, "available": 10736369664_u64,
+                   "snapshots": 524288, "size": 10737418240_u64, "compress_ratio": 1.5},
          "populated": {"image_id": "13a38290f1b0", "path": "/var/db", "at": moment(1)}},
         {"name": HOSTILE, "dataset": "zroot/kleene/volumes/evil",
          "mountpoint": "/zroot/kleene/volumes/evil", "created": moment(2), "labels": {},
@@ -107,6 +110,14 @@ pub(crate) fn answer(request: &Request) -> Reply {
                    "root": "zroot/kleene"}),
         ),
         ("GET", ["volumes", "list"]) => Reply::Json(200, volumes()),
+        ("GET", ["volumes", "names"]) => Reply::Json(200, json!(["data", HOSTILE, "my-vol"])),
+        ("GET", ["volumes", "profiles"]) => Reply::Json(
+            200,
+            json!([{"name": "postgres", "about": "PostgreSQL", "properties": [
+                {"name": "recordsize", "value": "16K", "why": "two pages"},
+                {"name": "atime", "value": "off", "why": "reading must not write"}]},
+                {"name": "none", "about": "nothing", "properties": []}]),
+        ),
         ("GET", ["containers", "list"]) => Reply::Json(200, containers()),
         ("GET", ["images", "list"]) => Reply::Json(200, images()),
         ("GET", ["volumes", "data", "inspect"]) => {

@@ -17,6 +17,11 @@ fn volumes() {
         "volume ls
          lsv --theme simple
          lsv -q
+         lsv -q --filter name=a
+         lsv -s
+         lsv --size --theme simple
+         lsv -q -s
+         lsv --size --format '{{.Name}} {{.Usage.used}} {{.Size}}'
          lsv -o json
          lsv --format '{{.Name}} {{.Labels.tier}} {{json .Populated}} {{.Owner}}'
          lsv --format '{{.Nope}}'
@@ -36,11 +41,17 @@ fn volumes() {
          volume create ../x
          volume create new --owner root
          volume create new --mode 9
+         volume create new --size 10G --reserve 1.5KiB --profile postgres --property recordsize=8K --property com.sun:auto-snapshot=false
+         volume create new --size 10X
+         volume create new --property recordsize
+         volume profiles
+         volume profiles -o json
          volume inspect data
          isv data --format '{{.Volume.Name}} {{(index .Mountpoints 0)}}'
          isv data --format '{{.Volume.Name}} {{.Volume.State}}'
          isv data --format '{{.Nope}}'
          isv nope
+         isv data -s --format '{{.Volume.Usage.referenced}} {{.Volume.Usage.compress_ratio}}'
          volume rm my-vol
          rmv my-vol nope my-vol
          rmv data

@@ -12,6 +12,7 @@ pub mod mount;
 pub mod name;
 pub mod operation;
 pub mod routes;
+mod size;
 pub mod stream;
 pub mod system;
 mod timestamp;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::{ErrorBody, ErrorCode};
 pub use name::{ContainerName, Id, ImageRef, NameError, VolumeName};
+pub use size::{Ratio, Size};
 pub use timestamp::Timestamp;
 
 /// The answer of every verb that made, changed or removed one object.

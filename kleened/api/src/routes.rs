@@ -19,13 +19,18 @@ macro_rules! routes {
 routes! {
     /// GET: [`System`](crate::system::System).
     INFO = "/info";
-    /// GET: the volumes, newest first.
+    /// GET [`VolumeFilter`](crate::volume::VolumeFilter): the volumes, newest first.
     VOLUME_LIST = "/volumes/list";
+    /// GET [`VolumeFilter`](crate::volume::VolumeFilter): their names, in order. Answered at once after
+    /// a start, when the rest is still being read, but where labels are asked for.
+    VOLUME_NAMES = "/volumes/names";
+    /// GET: the [`Profile`](crate::volume::Profile)s that a new volume can have.
+    VOLUME_PROFILES = "/volumes/profiles";
     /// POST [`VolumeConfig`](crate::volume::VolumeConfig): 201 with the name.
     VOLUME_CREATE = "/volumes/create";
     /// POST: the names of the removed volumes.
     VOLUME_PRUNE = "/volumes/prune";
-    /// GET: [`VolumeInspect`](crate::volume::VolumeInspect).
+    /// GET [`InspectQuery`](crate::volume::InspectQuery): [`VolumeInspect`](crate::volume::VolumeInspect).
     VOLUME_INSPECT = "/volumes/{name}/inspect";
     /// DELETE: the name.
     VOLUME = "/volumes/{name}";

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::mount::MountPoint;
-use crate::{Timestamp, VolumeName};
+use crate::{Ratio, Size, Timestamp, VolumeName};
 
 /// What a new volume shall be. Absent fields leave the choice to the daemon, and are not compared
 /// where a volume of that name exists.
@@ -25,6 +25,18 @@ pub struct VolumeConfig {
     /// The mode of the volume's root directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// How much its content may take, snapshots not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// How much is kept free for its content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<Size>,
+    /// The name of a [`Profile`], whose properties it gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Properties of its dataset. They come before those of the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub properties: Option<BTreeMap<String, String>>,
 }
 
 /// A volume.
@@ -50,12 +62,68 @@ pub struct Volume {
     /// The mode that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// The size that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// The reserve that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<Size>,
+    /// The profile that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// The properties that were asked for beside the profile's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
+    /// How much space it takes now, where that was asked for or is known without looking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<VolumeUsage>,
     /// Where its first content came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub populated: Option<Populated>,
     /// What is wrong, in state `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// How much space a volume takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeUsage {
+    /// What would come free if it and its snapshots were removed.
+    pub used: Size,
+    /// What its present content takes.
+    pub referenced: Size,
+    /// What can still be written.
+    pub available: Size,
+    /// What would come free if its snapshots were removed.
+    pub snapshots: Size,
+    /// What its present content may take at this moment, where that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// How many times smaller compression makes its content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compress_ratio: Option<Ratio>,
+}
+
+/// Properties that suit one kind of content, under a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// The name.
+    pub name: String,
+    /// What it is for.
+    pub about: String,
+    /// The properties.
+    pub properties: Vec<ProfileProperty>,
+}
+
+/// A property of a profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileProperty {
+    /// The name.
+    pub name: String,
+    /// The value.
+    pub value: String,
+    /// Why it has this value.
+    pub why: String,
 }
 
 /// Where the first content of a volume came from.
@@ -109,7 +177,15 @@ pub struct VolumeInspect {
     pub mountpoints: Vec<MountPoint>,
 }
 
-/// Which volumes a list shall show. All that are given must hold.
+/// What inspect shall show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InspectQuery {
+    /// Also how much space the volume takes, where that means to look at every file.
+    #[serde(default)]
+    pub size: bool,
+}
+
+/// Which volumes a list shall show, of which all that are given must hold, and what of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeFilter {
     /// Names that contain this text.
@@ -124,6 +200,9 @@ pub struct VolumeFilter {
     /// True: those that a running container has mounted; false: the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_use: Option<bool>,
+    /// Also how much space each takes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub size: bool,
 }
 
 /// What prune shall do.

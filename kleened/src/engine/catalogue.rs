@@ -70,11 +70,6 @@ impl ContainerEntry {
     }
 }
 
-/// The dataset's name: where it is mounted, without the leading slash.
-fn dataset(storage: &dyn Driver, path: &DatasetPath) -> String {
-    storage.mountpoint(path).to_string_lossy().trim_start_matches('/').to_owned()
-}
-
 impl Catalogue {
     /// The containers that name the volume, and how.
     pub(super) fn users(&self, volume: &str) -> Vec<(&Id, &ContainerEntry, &MountPointConfig)> {
@@ -135,6 +130,23 @@ impl Catalogue {
 
     /// The volumes that the filter lets through, newest first.
     pub(super) fn list_volumes(&self, storage: &dyn Driver, filter: &VolumeFilter) -> Vec<Volume> {
+        let mut volumes: Vec<Volume> = self
+            .filtered(filter)
+            .into_iter()
+            .map(|(name, entry, used)| volume(storage, name, entry, used))
+            .collect();
+        volumes.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+        volumes
+    }
+
+    /// The names of the volumes that the filter lets through.
+    pub(super) fn volume_names(&self, filter: &VolumeFilter) -> Vec<String> {
+        self.filtered(filter).into_iter().map(|(name, ..)| name.clone()).collect()
+    }
+
+    /// The volumes that the filter lets through, and whether they are named by a container and one
+    /// that names them runs.
+    fn filtered(&self, filter: &VolumeFilter) -> Vec<(&String, &VolumeEntry, Option<bool>)> {
         // For each volume that is used: whether a running container uses it.
         let mut used: HashMap<&str, bool> = HashMap::new();
         for entry in self.containers.values() {
@@ -151,11 +163,10 @@ impl Catalogue {
                 label.split_once('=').map_or((label, None), |(key, value)| (key, Some(value)))
             })
             .collect();
-        let shown = |(name, entry): &(&String, &VolumeEntry)| {
-            let running = used.get(name.as_str()).copied();
+        let shown = |(name, entry, running): &(&String, &VolumeEntry, Option<bool>)| {
             filter.name.as_ref().is_none_or(|part| name.contains(part.as_str()))
                 && filter.dangling.is_none_or(|dangling| dangling == running.is_none())
-                && filter.in_use.is_none_or(|in_use| in_use == (running == Some(true)))
+                && filter.in_use.is_none_or(|in_use| in_use == (*running == Some(true)))
                 && labels.iter().all(|(key, value)| {
                     entry
                         .record
@@ -164,14 +175,11 @@ impl Catalogue {
                         .is_some_and(|is| value.is_none_or(|wanted| is == wanted))
                 })
         };
-        let mut volumes: Vec<Volume> = self
-            .volumes
-            .iter()
-            .filter(shown)
-            .map(|(name, entry)| volume(storage, name, entry, used.get(name.as_str()).copied()))
-            .collect();
-        volumes.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+        let volumes = self.volumes.iter();
         volumes
+            .map(|(name, entry)| (name, entry, used.get(name.as_str()).copied()))
+            .filter(shown)
+            .collect()
     }
 
     /// The volume and who uses it.
@@ -323,7 +331,7 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
     let record = entry.record.clone();
     Volume {
         name: name.to_owned(),
-        dataset: path.as_ref().map(|path| dataset(storage, path)).unwrap_or_default(),
+        dataset: path.as_ref().map(|path| storage.dataset(path)).unwrap_or_default(),
         mountpoint: mountpoint.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         created: record.created,
         labels: record.labels,
@@ -336,6 +344,11 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
         },
         owner: record.owner,
         mode: record.mode,
+        size: record.size,
+        reserve: record.reserve,
+        profile: record.profile,
+        properties: record.properties,
+        usage: None,
         populated: record.populated,
         error: entry.fault.clone(),
     }
@@ -352,7 +365,7 @@ fn image(storage: &dyn Driver, id: &Id, record: &ImageRecord) -> Image {
         env: record.env,
         instructions: Vec::new(),
         created: record.created,
-        dataset: dataset(storage, &DatasetPath::image(id)),
+        dataset: storage.dataset(&DatasetPath::image(id)),
     }
 }
 
@@ -372,7 +385,7 @@ fn container(storage: &dyn Driver, id: &Id, entry: &ContainerEntry) -> Container
         restart_policy: record.restart_policy,
         persist: record.persist,
         created: record.created,
-        dataset: dataset(storage, &DatasetPath::container(id)),
+        dataset: storage.dataset(&DatasetPath::container(id)),
         running: matches!(run, Run::Running(_)),
         hostname: record.hostname,
         workdir: record.workdir,

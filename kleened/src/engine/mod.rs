@@ -10,6 +10,7 @@
 //! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
 //! | `populate` | first-use content |
+//! | `profile` | properties for one kind of content |
 //! | `recover` | the start: reading the records, replaying the journal, finding what runs |
 //! | `catalogue` | what there is |
 //! | `record`, `journal` | what is stored |
@@ -26,6 +27,7 @@ mod lock;
 mod log;
 mod operation;
 mod populate;
+mod profile;
 mod record;
 mod recover;
 mod volume;
@@ -47,6 +49,7 @@ use self::lock::{Access, Key, Locks};
 pub use self::log::LogStream;
 use self::operation::Operations;
 pub use self::operation::{Pending, Reply};
+pub use self::profile::profiles;
 use crate::config::Config;
 use crate::copy::{self, Progress};
 use crate::error::{Error, Result, one_line};
@@ -144,8 +147,17 @@ impl Engine {
         }
     }
 
-    /// Runs `job` detached on a thread that may block, once the locks are held. This is the one
-    /// place where the engine leaves the runtime's threads for longer.
+    /// What `read` finds, on a thread that may block.
+    async fn look<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T> {
+        let engine = Arc::clone(self);
+        tokio::task::spawn_blocking(move || read(&engine)).await.map_err(|_| Error::Failed)
+    }
+
+    /// Runs `job` detached on a thread that may block, once the locks are held. Every change goes
+    /// through here.
     fn begin<T: Reply>(
         self: &Arc<Self>,
         what: String,

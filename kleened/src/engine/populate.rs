@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 
 use super::catalogue::VolumeEntry;
 use super::journal::Intent;
-use super::record::{self, VolumeRecord};
+use super::record::VolumeRecord;
 use super::{Engine, ident, log_failure};
 use crate::copy::{self, Progress};
 use crate::error::{Error, Result};
@@ -76,7 +76,8 @@ impl Engine {
             path: path.to_owned(),
             at: Timestamp::now(),
         });
-        let spec = DatasetSpec { record: record::write(&record), ..DatasetSpec::default() };
+        // The content brings an owner and a mode.
+        let spec = DatasetSpec { owner: None, mode: None, ..record.spec() };
         let copied = self.storage.create(&fresh, &spec).map_err(fail()).and_then(|()| {
             let io = || Error::io::<io::Error>("fill volume", format!("{name} from {path}"));
             let target = File::open(self.storage.mountpoint(&fresh)).map_err(io())?;

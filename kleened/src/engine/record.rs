@@ -8,9 +8,12 @@ use std::collections::BTreeMap;
 use kleened_api::container::{NetworkDriver, RestartPolicy};
 use kleened_api::mount::MountPointConfig;
 use kleened_api::volume::{Mode, Owner, Populated};
-use kleened_api::{Id, Timestamp};
+use kleened_api::{Id, Size, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use super::profile;
+use crate::storage::DatasetSpec;
 
 /// The version that this program writes and the newest that it reads.
 const VERSION: u32 = 1;
@@ -24,12 +27,53 @@ pub(super) struct VolumeRecord {
     pub owner: Option<Owner>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reserve: Option<Size>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Those that were asked for beside the profile's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
     /// Once set, image content is never copied into it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub populated: Option<Populated>,
     /// The container whose creation made it. Only that creation may take it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<Id>,
+}
+
+impl VolumeRecord {
+    /// Of a volume of which nothing more is known.
+    pub(super) fn new(created: Timestamp) -> Self {
+        Self {
+            created,
+            labels: BTreeMap::new(),
+            owner: None,
+            mode: None,
+            size: None,
+            reserve: None,
+            profile: None,
+            properties: BTreeMap::new(),
+            populated: None,
+            made_for: None,
+        }
+    }
+
+    /// The dataset that the volume is to have.
+    pub(super) fn spec(&self) -> DatasetSpec {
+        let mut properties = profile::properties(self.profile.as_deref());
+        properties.extend(self.properties.clone());
+        DatasetSpec {
+            record: write(self),
+            owner: self.owner,
+            mode: self.mode,
+            size: self.size.map(|size| size.0),
+            reserve: self.reserve.map(|size| size.0),
+            properties,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

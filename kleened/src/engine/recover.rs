@@ -228,14 +228,7 @@ fn volume_entry(dataset: &Dataset) -> VolumeEntry {
         Err(error) => {
             tracing::error!("{} is left alone: {error}", dataset.path);
             VolumeEntry {
-                record: VolumeRecord {
-                    created: Timestamp::now(),
-                    labels: BTreeMap::new(),
-                    owner: None,
-                    mode: None,
-                    populated: None,
-                    made_for: None,
-                },
+                record: VolumeRecord::new(Timestamp::now()),
                 initializing: false,
                 fault: Some(error.to_string()),
             }

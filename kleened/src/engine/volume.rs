@@ -1,52 +1,81 @@
 //! The verbs of volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use kleened_api::volume::{Volume, VolumeConfig, VolumeFilter, VolumeInspect};
-use kleened_api::{Id, Timestamp, VolumeName};
+use kleened_api::volume::{
+    InspectQuery, Volume, VolumeConfig, VolumeFilter, VolumeInspect, VolumeUsage,
+};
+use kleened_api::{Id, Ratio, Size, Timestamp, VolumeName};
 
 use super::catalogue::VolumeEntry;
 use super::lock::{Access, Key};
 use super::operation::Pending;
-use super::record::{self, VolumeRecord};
-use super::{Engine, ident, log_failure};
+use super::record::VolumeRecord;
+use super::{Engine, ident, log_failure, profile};
 use crate::error::{Error, Kind, Result};
-use crate::storage::{self, DatasetPath, DatasetSpec};
+use crate::storage::{self, Area, DatasetPath, Usage};
 
 impl Engine {
     /// The volumes that the filter lets through, newest first.
-    #[must_use]
-    pub fn volumes(&self, filter: &VolumeFilter) -> Vec<Volume> {
-        self.catalogue().list_volumes(&*self.storage, filter)
+    ///
+    /// # Errors
+    ///
+    /// How much space they take can't be read.
+    pub async fn volumes(self: &Arc<Self>, filter: VolumeFilter) -> Result<Vec<Volume>> {
+        let mut volumes = self.catalogue().list_volumes(&*self.storage, &filter);
+        if !filter.size || volumes.is_empty() {
+            return Ok(volumes);
+        }
+        let measure = |engine: &Self| engine.storage.usages(Area::Volumes);
+        let usages = self.look(measure).await?.map_err(Error::storage("measure", "volumes"))?;
+        let usages: HashMap<String, VolumeUsage> =
+            usages.iter().map(|(path, usage)| (path.name().to_owned(), show(usage))).collect();
+        for volume in &mut volumes {
+            // None of one that came or went meanwhile.
+            volume.usage = usages.get(&volume.name).copied();
+        }
+        Ok(volumes)
+    }
+
+    /// The names of the volumes that the filter lets through, in order.
+    ///
+    /// # Errors
+    ///
+    /// None yet.
+    pub async fn volume_names(&self, filter: &VolumeFilter) -> Result<Vec<String>> {
+        Ok(self.catalogue().volume_names(filter))
     }
 
     /// The volume, and the containers that name it.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`].
-    pub fn volume(&self, name: &str) -> Result<VolumeInspect> {
-        let (volume, mountpoints) = self.catalogue().inspect_volume(&*self.storage, name)?;
+    /// [`Error::NotFound`]; how much space it takes can't be read.
+    pub async fn volume(
+        self: &Arc<Self>,
+        name: &str,
+        query: InspectQuery,
+    ) -> Result<VolumeInspect> {
+        let (mut volume, mountpoints) = self.catalogue().inspect_volume(&*self.storage, name)?;
+        let measure = query.size || self.storage.capabilities().usage_is_known;
+        if measure && volume.error.is_none() {
+            let path = DatasetPath::volume(&name.parse()?);
+            let usage = self.look(move |engine| engine.storage.usage(&path)).await?;
+            volume.usage = Some(show(&usage.map_err(Error::storage("measure volume", name))?));
+        }
         Ok(VolumeInspect { volume, mountpoints })
     }
 
-    /// There is a volume of that name. Where there was one with the same labels, owner and mode, as
-    /// far as they are given, nothing changed: a repeat is safe.
+    /// There is a volume of that name. Where there was one with the same parameters, as far as they
+    /// are given, nothing changed: a repeat is safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] where there was one that differs; the name, a label or the storage.
+    /// [`Error::Conflict`] where there was one that differs; a parameter that is not allowed, or that
+    /// this storage driver has not; the storage.
     pub fn create_volume(self: &Arc<Self>, config: VolumeConfig) -> Result<Pending<String>> {
-        for key in config.labels.iter().flat_map(BTreeMap::keys) {
-            if key.is_empty() || key.contains(['=', ',']) || key.chars().any(char::is_control) {
-                return Err(Error::Invalid(format!(
-                    "label '{}' is not allowed: a label is KEY=VALUE, and KEY is not empty and holds no '=', ','  \
-                     or control character",
-                    key.escape_default()
-                )));
-            }
-        }
+        check(&config)?;
         let name = match &config.name {
             Some(name) => name.clone(),
             None => ident::new().as_str().parse()?,
@@ -59,12 +88,14 @@ impl Engine {
                 return Ok(name.to_string());
             }
             let record = VolumeRecord {
-                created: Timestamp::now(),
                 labels: config.labels.unwrap_or_default(),
                 owner: config.owner,
                 mode: config.mode,
-                populated: None,
-                made_for: None,
+                size: config.size,
+                reserve: config.reserve,
+                profile: config.profile,
+                properties: config.properties.unwrap_or_default(),
+                ..VolumeRecord::new(Timestamp::now())
             };
             engine.make_volume(&name, record)?;
             Ok(name.to_string())
@@ -73,14 +104,8 @@ impl Engine {
 
     /// There is an empty volume with that record. The caller holds its lock and knows of none.
     pub(super) fn make_volume(&self, name: &VolumeName, record: VolumeRecord) -> Result<()> {
-        let spec = DatasetSpec {
-            record: record::write(&record),
-            owner: record.owner,
-            mode: record.mode,
-            ..DatasetSpec::default()
-        };
         let path = DatasetPath::volume(name);
-        if let Err(error) = self.storage.create(&path, &spec) {
+        if let Err(error) = self.storage.create(&path, &record.spec()) {
             // It may be there all the same; but one that was there before is somebody's.
             if !matches!(error, storage::Error::Exists(_)) {
                 log_failure(format_args!("take back {path}"), self.storage.destroy(&path));
@@ -101,14 +126,8 @@ impl Engine {
                 None => Ok(()),
             };
         }
-        let record = VolumeRecord {
-            created: Timestamp::now(),
-            labels: BTreeMap::new(),
-            owner: None,
-            mode: None,
-            populated: None,
-            made_for: Some(container.clone()),
-        };
+        let made_for = Some(container.clone());
+        let record = VolumeRecord { made_for, ..VolumeRecord::new(Timestamp::now()) };
         self.make_volume(name, record)
     }
 
@@ -180,19 +199,78 @@ fn same(name: &VolumeName, entry: &VolumeEntry, config: &VolumeConfig) -> Result
     {
         return differs("labels", list(&record.labels), list(labels));
     }
-    let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
-    if config.owner.is_some() && config.owner != record.owner {
-        let text = |owner: Option<kleened_api::volume::Owner>| {
-            or_none(owner.map(|owner| owner.to_string()))
-        };
-        return differs("owner", text(record.owner), text(config.owner));
+    if let Some(properties) = &config.properties
+        && *properties != record.properties
+    {
+        return differs("properties", list(&record.properties), list(properties));
     }
-    if config.mode.is_some() && config.mode != record.mode {
-        let text =
-            |mode: Option<kleened_api::volume::Mode>| or_none(mode.map(|mode| mode.to_string()));
-        return differs("mode", text(record.mode), text(config.mode));
+    let fields = [
+        ("owner", text(&record.owner), text(&config.owner)),
+        ("mode", text(&record.mode), text(&config.mode)),
+        ("size", text(&record.size), text(&config.size)),
+        ("reserve", text(&record.reserve), text(&config.reserve)),
+        ("profile", text(&record.profile), text(&config.profile)),
+    ];
+    for (field, present, wanted) in fields {
+        if wanted.is_some() && wanted != present {
+            let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
+            return differs(field, or_none(present), or_none(wanted));
+        }
     }
     Ok(())
+}
+
+fn text<T: ToString>(value: &Option<T>) -> Option<String> {
+    value.as_ref().map(ToString::to_string)
+}
+
+/// That what is asked for can be a volume.
+fn check(config: &VolumeConfig) -> Result<()> {
+    for key in config.labels.iter().flat_map(BTreeMap::keys) {
+        if key.is_empty() || key.contains(['=', ',']) || key.chars().any(char::is_control) {
+            return Err(Error::Invalid(format!(
+                "label '{}' is not allowed: a label is KEY=VALUE, and KEY is not empty and holds no '=', ','  \
+                 or control character",
+                key.escape_default()
+            )));
+        }
+    }
+    for (key, value) in config.properties.iter().flatten() {
+        let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ":_.-".contains(c);
+        if key.is_empty() || !key.chars().all(known) || value.chars().any(char::is_control) {
+            return Err(Error::Invalid(format!(
+                "property '{}={}' is not allowed: a property is NAME=VALUE, NAME holds only a-z 0-9 : _ . -, \
+                 and VALUE no control character",
+                key.escape_default(),
+                value.escape_default()
+            )));
+        }
+    }
+    if let Some(name) = &config.profile {
+        profile::check(name)?;
+    }
+    for (what, size) in [("size", config.size), ("reserve", config.reserve)] {
+        if size == Some(Size(0)) {
+            return Err(Error::Invalid(format!("a {what} of 0 is not allowed: leave it out")));
+        }
+    }
+    match (config.size, config.reserve) {
+        (Some(size), Some(reserve)) if reserve > size => Err(Error::Invalid(format!(
+            "a reserve of {reserve} for a volume of {size} is not allowed: a reserve is at most the size"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn show(usage: &Usage) -> VolumeUsage {
+    VolumeUsage {
+        used: Size(usage.used),
+        referenced: Size(usage.referenced),
+        available: Size(usage.available),
+        snapshots: Size(usage.snapshots),
+        size: usage.size.map(Size),
+        compress_ratio: usage.compress_ratio.map(Ratio),
+    }
 }
 
 fn list(labels: &BTreeMap<String, String>) -> String {

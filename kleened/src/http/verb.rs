@@ -73,6 +73,8 @@ verbs! {
     // verb            method  path                      right   done  Kleene: missing, refused, failed
     Info              GET    routes::INFO,               Read,   200, None;
     VolumeList        GET    routes::VOLUME_LIST,        Read,   200, kleene(500, 500, 500);
+    VolumeNames       GET    routes::VOLUME_NAMES,       Read,   200, None;
+    VolumeProfiles    GET    routes::VOLUME_PROFILES,    Read,   200, None;
     VolumeCreate      POST   routes::VOLUME_CREATE,      Change, 201, kleene(500, 500, 500);
     VolumePrune       POST   routes::VOLUME_PRUNE,       Change, 200, kleene(500, 500, 500);
     VolumeInspect     GET    routes::VOLUME_INSPECT,     Read,   200, kleene(404, 404, 500);

@@ -1,16 +1,19 @@
 //! Volumes.
 
 use axum::response::Response;
-use kleened_api::volume::{PruneQuery, VolumeConfig, VolumeFilter};
+use kleened_api::volume::{InspectQuery, PruneQuery, VolumeConfig, VolumeFilter};
 
 use super::Routes;
 use super::prefer::Call;
 use super::request::{Name, Query, Sent};
 use super::verb::Verb;
+use crate::engine::profiles;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
         .on(Verb::VolumeList, list)
+        .on(Verb::VolumeNames, names)
+        .on(Verb::VolumeProfiles, list_profiles)
         .on(Verb::VolumeCreate, create)
         .on(Verb::VolumePrune, prune)
         .on(Verb::VolumeInspect, inspect)
@@ -18,7 +21,15 @@ pub(super) fn routes(routes: Routes) -> Routes {
 }
 
 async fn list(call: Call, Query(filter): Query<VolumeFilter>) -> Response {
-    call.done(call.engine.volumes(&filter))
+    call.found(call.engine.volumes(filter).await)
+}
+
+async fn names(call: Call, Query(filter): Query<VolumeFilter>) -> Response {
+    call.found(call.engine.volume_names(&filter).await)
+}
+
+async fn list_profiles(call: Call) -> Response {
+    call.done(profiles())
 }
 
 async fn create(call: Call, Sent(config): Sent<VolumeConfig>) -> Response {
@@ -32,8 +43,8 @@ async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
     call.changed(Ok(call.engine.prune_volumes(query.dry_run))).await
 }
 
-async fn inspect(call: Call, Name(name): Name) -> Response {
-    call.found(call.engine.volume(&name))
+async fn inspect(call: Call, Name(name): Name, Query(query): Query<InspectQuery>) -> Response {
+    call.found(call.engine.volume(&name, query).await)
 }
 
 async fn remove(call: Call, Name(name): Name) -> Response {

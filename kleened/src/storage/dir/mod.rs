@@ -113,7 +113,10 @@ fn measure(path: &DatasetPath, home: BorrowedFd<'_>) -> Result<Usage> {
     let data = open_directory(home, DATA).map_err(failed)?;
     let snapshots = open_directory(home, SNAPSHOTS).map_err(failed)?;
     let referenced = used(data.as_fd()).map_err(failed)?;
-    let snapshots = used(snapshots.as_fd()).map_err(failed)?;
+    // Without the folder that they are in.
+    let folder = rustix::fs::fstat(&snapshots).map_err(|errno| failed(errno.into()))?;
+    let folder = u64::try_from(folder.st_blocks).unwrap_or(0) * 512;
+    let snapshots = used(snapshots.as_fd()).map_err(failed)?.saturating_sub(folder);
     let available = space(&data).map_err(failed)?.available;
     Ok(Usage { used: referenced + snapshots, referenced, available, snapshots, ..Usage::default() })
 }
