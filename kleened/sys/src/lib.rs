@@ -12,3 +12,4 @@ pub mod process;
 #[cfg(target_os = "linux")]
 pub mod seccomp;
 pub mod socket;
+pub mod zfs;
