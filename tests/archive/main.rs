@@ -247,6 +247,26 @@ fn a_later_entry_takes_the_place_of_an_earlier_one() {
 }
 
 #[test]
+fn global_records_hold_until_an_entry_has_its_own() {
+    let archive = tar()
+        .global(&[("mtime", b"5"), ("uid", b"7"), ("comment", b"x")])
+        .file("global", "")
+        .pax(&[("mtime", b"6"), ("uid", b"")])
+        .file("own", "")
+        .global(&[("mtime", b"")])
+        .file("header", "");
+    let place = Place::new();
+    extract(&archive.end(), &place.to()).unwrap();
+    let found = |name: &str| {
+        let found = fs::symlink_metadata(place.to().join(name)).unwrap();
+        (found.mtime(), found.uid())
+    };
+    assert_eq!(found("global"), (5, 7));
+    assert_eq!(found("own"), (6, 0));
+    assert_eq!(found("header"), (1_000_000_000, 7));
+}
+
+#[test]
 fn parents_that_nobody_described_are_made() {
     let place = Place::new();
     extract(&tar().file("a/b/c", "x").end(), &place.to()).unwrap();

@@ -110,6 +110,15 @@ impl Tar {
     }
 
     pub(crate) fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        self.records(b'x', records)
+    }
+
+    /// A global header.
+    pub(crate) fn global(self, records: &[(&str, &[u8])]) -> Self {
+        self.records(b'g', records)
+    }
+
+    fn records(self, kind: u8, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -121,7 +130,7 @@ impl Tar {
             data.extend_from_slice(value);
             data.push(b'\n');
         }
-        self.entry(b'x', b"pax", b"", &data)
+        self.entry(kind, b"pax", b"", &data)
     }
 
     pub(crate) fn end(mut self) -> Vec<u8> {

@@ -24,6 +24,68 @@ pub(super) fn parse(mut bytes: &[u8], records: &mut Records) -> Option<()> {
     Some(())
 }
 
+/// The most bytes of global records, vendors' own among them.
+const MAX_GLOBAL: usize = 16 << 20;
+
+/// The longest global value that stands for a header's field: the kernels' longest path.
+const MAX_GLOBAL_FIELD: usize = 4096;
+
+/// What a record can say in place of a header's field.
+const FIELDS: [&[u8]; 6] = [b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"];
+
+/// The records of global headers, which hold for every entry after them. An entry looks up what it
+/// needs: however many there are, they are read once.
+#[derive(Debug, Default)]
+pub(super) struct Global {
+    records: Records,
+    size: usize,
+}
+
+impl Global {
+    /// Adds the records of a global header.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with them. Attributes and holes are refused: they would be written for every entry
+    /// anew, and no program makes them global.
+    pub(super) fn add(&mut self, bytes: &[u8]) -> Result<(), &'static str> {
+        let mut added = Records::new();
+        parse(bytes, &mut added).ok_or("a global pax header makes no sense")?;
+        for (key, value) in added {
+            if is_attribute(&key) || key.starts_with(b"GNU.sparse.") {
+                return Err(
+                    "a global pax header has attributes or holes, which only one entry can have",
+                );
+            }
+            if FIELDS.contains(&&*key) && value.len() > MAX_GLOBAL_FIELD {
+                return Err("a global pax record is longer than any path");
+            }
+            if let Some((key, value)) = self.records.remove_entry(&key) {
+                self.size -= key.len() + value.len();
+            }
+            // An empty one only takes an earlier one back.
+            if !value.is_empty() {
+                self.size += key.len() + value.len();
+                self.records.insert(key, value);
+            }
+        }
+        if self.size > MAX_GLOBAL { Err("it has too many global pax records") } else { Ok(()) }
+    }
+
+    pub(super) fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// What stands for a field of an entry's header: taken from the entry's own records, else the
+    /// global one. An empty one of its own takes the global one back.
+    pub(super) fn take(&self, own: &mut Records, key: &[u8]) -> Option<Vec<u8>> {
+        match own.remove(key) {
+            Some(value) => Some(value).filter(|value| !value.is_empty()),
+            None => self.records.get(key).cloned(),
+        }
+    }
+}
+
 /// Takes the extended attributes out of the records.
 pub(super) fn take_attributes(records: &mut Records) -> Result<Records, String> {
     let mut xattrs = Records::new();

@@ -12,7 +12,7 @@ use rustix::fs::Timespec;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
 use super::decode::classify;
-use super::pax::{self, Records};
+use super::pax::{self, Global, Records};
 use super::sparse::{self, Segment};
 use super::{Error, shown};
 
@@ -38,7 +38,7 @@ pub(crate) struct Entry {
     pub(crate) mtime: Timespec,
     /// Extended attributes.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Pax records that no standard knows, `VENDOR.name`.
+    /// Pax records of its own that no standard knows, `VENDOR.name`.
     pub(crate) extra: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Reader<'a> {
     /// Bytes of the present entry's content, and then of its padding, that are still to come.
     content: u64,
     padding: u64,
-    global: Records,
+    global: Global,
 }
 
 impl std::fmt::Debug for Reader<'_> {
@@ -106,12 +106,12 @@ impl<'a> Reader<'a> {
     /// [`Error::Damaged`] where there are no bytes; [`Error::Read`].
     pub(crate) fn new(input: &'a mut dyn Read) -> Result<Self, Error> {
         let input = super::decode::open(input)?;
-        Ok(Self { input, at: 0, content: 0, padding: 0, global: Records::new() })
+        Ok(Self { input, at: 0, content: 0, padding: 0, global: Global::default() })
     }
 
     /// Pax records that hold for all entries from here on.
     pub(crate) fn global(&self) -> &BTreeMap<Vec<u8>, Vec<u8>> {
-        &self.global
+        self.global.records()
     }
 
     /// The next entry; what was not read of the one before is skipped. `None` after the end marker,
@@ -140,16 +140,7 @@ impl<'a> Reader<'a> {
                 }
                 b'g' => {
                     let bytes = self.metadata(&header, &mut ahead)?;
-                    let mut global = std::mem::take(&mut self.global);
-                    pax::parse(&bytes, &mut global)
-                        .ok_or_else(|| self.damaged("a global pax header makes no sense"))?;
-                    global.retain(|key, value| !pax::is_unset(key, value));
-                    if global.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() as u64
-                        > MAX_METADATA
-                    {
-                        return Err(self.damaged("it has too many global pax records"));
-                    }
-                    self.global = global;
+                    self.global.add(&bytes).map_err(|reason| self.damaged(reason))?;
                     // It announces no entry by itself.
                     ahead.present = !ahead.records.is_empty() || ahead.long_name.is_some();
                 }
@@ -201,24 +192,20 @@ impl<'a> Reader<'a> {
     }
 
     /// Puts an entry together from its own header and those before it.
-    fn entry(&mut self, header: &Header, mut ahead: Ahead) -> Result<Entry, Error> {
-        let mut records = self.global.clone();
-        records.append(&mut ahead.records);
-        records.retain(|key, value| !pax::is_unset(key, value));
-        let own_name = records
-            .remove(&b"path"[..])
-            .or(ahead.long_name)
-            .unwrap_or_else(|| header.path_bytes().into_owned());
-        let raw_name = records.remove(&b"GNU.sparse.name"[..]).unwrap_or(own_name);
+    fn entry(&mut self, header: &Header, ahead: Ahead) -> Result<Entry, Error> {
+        let mut records = ahead.records;
+        let mut take = |key: &[u8]| self.global.take(&mut records, key);
+        let own_name =
+            take(b"path").or(ahead.long_name).unwrap_or_else(|| header.path_bytes().into_owned());
+        let raw_name = take(b"GNU.sparse.name").unwrap_or(own_name);
         let fault = |reason: &str| Error::refused(&raw_name, reason);
-        let link_name = records
-            .remove(&b"linkpath"[..])
+        let link_name = take(b"linkpath")
             .or(ahead.long_link)
             .or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
 
         let bad_number = |_: io::Error| Error::refused(&raw_name, "has a number that is none");
-        let id = |records: &mut Records, key: &[u8], own: io::Result<u64>| {
-            let id = match records.remove(key) {
+        let id = |given: Option<Vec<u8>>, own: io::Result<u64>| {
+            let id = match given {
                 Some(text) => {
                     pax::decimal(&text).ok_or_else(|| fault("has an owner that is none"))?
                 }
@@ -230,16 +217,16 @@ impl<'a> Reader<'a> {
                 .filter(|id| *id != u32::MAX)
                 .ok_or_else(|| fault("has an owner out of range"))
         };
-        let uid = id(&mut records, b"uid", header.uid())?;
-        let gid = id(&mut records, b"gid", header.gid())?;
-        let mtime = match records.remove(&b"mtime"[..]) {
+        let uid = id(take(b"uid"), header.uid())?;
+        let gid = id(take(b"gid"), header.gid())?;
+        let mtime = match take(b"mtime") {
             Some(text) => pax::timestamp(&text).ok_or_else(|| fault("has a time that is none"))?,
             None => {
                 Timespec { tv_sec: header.mtime().map_err(bad_number)?.cast_signed(), tv_nsec: 0 }
             }
         };
         let mode = header.mode().map_err(bad_number)? & 0o7777;
-        let stored = match records.remove(&b"size"[..]) {
+        let stored = match take(b"size") {
             Some(text) => pax::decimal(&text).ok_or_else(|| fault("has a size that is none"))?,
             None => header.entry_size().map_err(bad_number)?,
         };
@@ -247,6 +234,7 @@ impl<'a> Reader<'a> {
         if i64::try_from(stored).is_err() {
             return Err(fault("has a size out of range"));
         }
+        records.retain(|key, value| !pax::is_unset(key, value));
 
         let name = clean(&raw_name)?;
         let device = |block| -> Result<Kind, Error> {
