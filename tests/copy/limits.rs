@@ -210,11 +210,64 @@ fn a_directory_that_becomes_a_link_leads_nowhere() {
         });
         let _stop = Stop(&stop);
         for i in 0..60 {
-            // What it can't make sense of it may refuse.
             let to = dir.path().join(format!("copy-{i}"));
-            let _ = copy(&source, &to, &Options::default());
+            copy(&source, &to, &Options::default()).unwrap();
             let copied = manifest(&to).unwrap();
             assert!(copied.keys().all(|path| !path.ends_with(b"secret")), "{:?}", copied.keys());
+        }
+    });
+}
+
+/// On a file system in memory what is made anew while its directory is listed is listed twice.
+#[test]
+fn what_is_replaced_meanwhile_does_not_fail_the_copy() {
+    let scratch = Scratch::new();
+    replaced_meanwhile(&scratch.path());
+    if private() {
+        replaced_meanwhile(&Mounted::tmpfs("size=1g").path());
+    }
+}
+
+fn replaced_meanwhile(dir: &Path) {
+    let source = dir.join("source");
+    fs::create_dir_all(source.join("sub")).unwrap();
+    for i in 0..100 {
+        fs::write(source.join(format!("sub/kept-{i}")), "kept").unwrap();
+    }
+    let replace = |path: &Path, kind: usize| {
+        let _ = fs::remove_file(path);
+        let _ = fs::remove_dir_all(path);
+        match kind {
+            0 => fs::write(path, "file").unwrap(),
+            1 => symlink("kept-1", path).unwrap(),
+            2 => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+            3 => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+            4 => {
+                fs::create_dir(path).unwrap();
+                fs::write(path.join("inside"), "inside").unwrap();
+            }
+            5 => fs::hard_link(source.join("sub/kept-2"), path).unwrap(),
+            _ => (),
+        }
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut kind = 0;
+            while !stop.load(Relaxed) {
+                for name in ["a", "sub/b", "sub/c", "sub/d", "sub/e", "sub/f", "g"] {
+                    kind = (kind + 1) % 7;
+                    replace(&source.join(name), kind);
+                }
+            }
+        });
+        let _stop = Stop(&stop);
+        for i in 0..100 {
+            let to = dir.join(format!("copy-{i}"));
+            copy(&source, &to, &Options::default()).unwrap_or_else(|e| panic!("{i}: {e:?}"));
+            for i in 0..100 {
+                assert_eq!(fs::read(to.join(format!("sub/kept-{i}"))).unwrap(), b"kept");
+            }
         }
     });
 }

@@ -20,12 +20,13 @@ static OPEN: AtomicUsize = AtomicUsize::new(0);
 
 /// The same directory on both sides.
 pub(super) struct Pair {
-    pub(super) from: OwnedFd,
+    /// Nothing where somebody removed it.
+    pub(super) from: Option<OwnedFd>,
     pub(super) to: OwnedFd,
 }
 
 impl Pair {
-    pub(super) fn new(from: OwnedFd, to: OwnedFd) -> Arc<Self> {
+    pub(super) fn new(from: Option<OwnedFd>, to: OwnedFd) -> Arc<Self> {
         OPEN.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self { from, to })
     }
@@ -104,7 +105,7 @@ impl Directory {
         rustix::fs::unlinkat(&to, probe, AtFlags::REMOVEDIR).map_err(failed("unlinkat"))?;
         let made = made.map_err(failed("statx"))?;
         let born = (made.uid, made.gid);
-        let open = Mutex::new(Some(Pair::new(from, to)));
+        let open = Mutex::new(Some(Pair::new(Some(from), to)));
         let name = c".".to_owned();
         // Two tasks at first: the listing, and the one of whoever waits for everything.
         let unfinished = AtomicUsize::new(2);
@@ -140,7 +141,10 @@ impl Directory {
             here = here.parent.as_deref().ok_or(io::ErrorKind::NotFound)?;
         };
         for name in closed.into_iter().rev() {
-            let from = open_source(pair.from.as_fd(), name)?;
+            let from = match &pair.from {
+                Some(above) => found(open_source(above.as_fd(), name))?,
+                None => None,
+            };
             pair = Pair::new(from, fs::open_directory(&pair.to, name)?);
         }
         Ok(pair)
@@ -194,6 +198,19 @@ impl Drop for Directory {
         while let Some(directory) = next {
             next = Arc::into_inner(directory).and_then(|mut d| d.parent.take());
         }
+    }
+}
+
+/// Whether an entry of the source, looked up by its name, is gone or has become something else.
+pub(super) fn is_replaced(error: Errno) -> bool {
+    // The last is FreeBSD's word for a link.
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::MLINK)
+}
+
+fn found<T>(opened: io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Err(error) if Errno::from_io_error(&error).is_some_and(is_replaced) => Ok(None),
+        other => other.map(Some),
     }
 }
 

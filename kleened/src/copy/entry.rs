@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use kleened_sys::fs::{self, Attributes, Cloned};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawMode};
-use rustix::io::Errno;
 
 use super::Error;
 use super::links::Name;
@@ -19,15 +18,17 @@ impl Worker<'_> {
     /// Copies an entry that is no directory, going by the type that the listing gave.
     pub(super) fn entry(&mut self, place: Place<'_>, kind: FileType) -> Result<(), Error> {
         let mut kind = Some(kind);
-        // The listing may give no type, or somebody may have put something else there since.
-        for _ in 0..3 {
+        // The listing may give no type, or somebody may have put something else there since; who goes
+        // on doing so has no say in whether the copy succeeds.
+        for _ in 0..4 {
             kind = match kind {
                 None => return Ok(()),
                 Some(FileType::RegularFile) => self.file(place)?,
                 Some(_) => self.other(place)?,
             };
         }
-        if kind.is_none() { Ok(()) } else { Err(place.failed("openat", Errno::STALE)) }
+        self.summary.vanished += u64::from(kind.is_some());
+        Ok(())
     }
 
     /// Copies a regular file. Where it is something else, tells what.
@@ -36,6 +37,7 @@ impl Worker<'_> {
             Source::Open(from, attributes) => (from, attributes),
             Source::Mount(attributes) => return self.mount_point(place, &attributes),
             Source::Gone => return Ok(None),
+            Source::Replaced => return Ok(Some(FileType::Unknown)),
         };
         if attributes.kind != FileType::RegularFile {
             return Ok(Some(attributes.kind));
@@ -56,6 +58,7 @@ impl Worker<'_> {
             Source::Open(from, attributes) => (from, attributes),
             Source::Mount(attributes) => return self.mount_point(place, &attributes),
             Source::Gone => return Ok(None),
+            Source::Replaced => return Ok(Some(FileType::Unknown)),
         };
         match attributes.kind {
             FileType::RegularFile => return Ok(Some(attributes.kind)),
@@ -101,10 +104,11 @@ impl Worker<'_> {
             self.push_directory(place);
             return Ok(None);
         }
-        self.summary.mounts += 1;
-        let to = create(place, attributes)?;
-        self.finish(place, to.as_fd(), None, attributes)?;
-        self.count_file();
+        if let Some(to) = place.once(create(place, attributes))? {
+            self.summary.mounts += 1;
+            self.finish(place, to.as_fd(), None, attributes)?;
+            self.count_file();
+        }
         Ok(None)
     }
 
@@ -115,23 +119,27 @@ impl Worker<'_> {
     }
 
     /// Makes the entry, or links it to an earlier name of the same file; then there is nothing left to
-    /// do.
+    /// do. Nor is there where the entry was copied before.
     fn name<T>(
         &mut self,
         place: Place<'_>,
         attributes: &Attributes,
         make: impl FnOnce() -> Result<T, Error>,
     ) -> Result<Option<T>, Error> {
-        let (at, name) =
-            match self.shared.links.name(attributes, place.directory, place.name, make)? {
-                Name::First(made) => return Ok(Some(made)),
-                Name::Further(at, name) => (at, name),
-            };
+        let named = self.shared.links.name(attributes, place.directory, place.name, make);
+        let (at, name) = match place.once(named)? {
+            Some(Name::First(made)) => return Ok(Some(made)),
+            Some(Name::Further(at, name)) => (at, name),
+            None => return Ok(None),
+        };
         let first = at.pair().map_err(|e| place.failed("openat", e))?;
-        rustix::fs::linkat(&first.to, &*name, place.to(), place.name, AtFlags::empty())
-            .map_err(|e| place.failed("linkat", e))?;
-        self.summary.hard_links += 1;
-        self.count_file();
+        let linked =
+            rustix::fs::linkat(&first.to, &*name, place.to(), place.name, AtFlags::empty())
+                .map_err(|e| place.failed("linkat", e));
+        if place.once(linked)?.is_some() {
+            self.summary.hard_links += 1;
+            self.count_file();
+        }
         Ok(None)
     }
 

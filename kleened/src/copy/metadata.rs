@@ -79,8 +79,8 @@ impl Worker<'_> {
         pair: &Pair,
     ) -> Result<(), Error> {
         let place = Place { directory, pair, name: c"." };
-        let (from, to) = (pair.from.as_fd(), pair.to.as_fd());
-        self.finish(place, to, Some(from), &directory.attributes)
+        let from = pair.from.as_ref().map(AsFd::as_fd);
+        self.finish(place, pair.to.as_fd(), from, &directory.attributes)
     }
 
     fn note_flags(&self, place: Place<'_>, attributes: &Attributes) {

@@ -95,7 +95,8 @@ pub struct Summary {
     pub cloned_bytes: u64,
     /// Mounts that were left out.
     pub mounts: u64,
-    /// Entries that somebody removed between the listing and the copying.
+    /// Entries that somebody removed or replaced between the listing and the copying, so that they are
+    /// not in the copy.
     pub vanished: u64,
 }
 
@@ -151,8 +152,10 @@ impl From<Error> for io::Error {
 /// `to`, an existing empty directory, holds everything that is in `from`, and has its owner, mode,
 /// times and extended attributes: hard links, holes, links, fifos, sockets and device nodes as what
 /// they are, extended attributes of every namespace that the process may see, access control lists,
-/// flags, times to the nanosecond. Content is shared where the file system can, else copied. What is removed from `from` meanwhile may be missing, and a file
-/// that is written to meanwhile may be of any state in between.
+/// flags, times to the nanosecond. Content is shared where the file system can, else copied.
+///
+/// `from` may change meanwhile, which never fails the copy: what is removed, replaced or renamed may
+/// be missing, and a file that is written to may be of any state in between.
 ///
 /// It is not durable yet: see [`kleened_sys::fs::sync_file_system`].
 ///

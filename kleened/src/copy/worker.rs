@@ -11,7 +11,7 @@ use kleened_sys::fs::{self, Attributes, Entry};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::directory::{Directory, Pair};
+use super::directory::{Directory, Pair, is_replaced};
 use super::queue::{Task, Work};
 use super::{Error, Shared, Summary};
 
@@ -64,13 +64,11 @@ pub(super) enum Source {
     Mount(Attributes),
     /// Somebody removed it.
     Gone,
+    /// It can't be opened like this: somebody put something else into its place.
+    Replaced,
 }
 
 impl Place<'_> {
-    pub(super) fn from(&self) -> BorrowedFd<'_> {
-        self.pair.from.as_fd()
-    }
-
     pub(super) fn to(&self) -> BorrowedFd<'_> {
         self.pair.to.as_fd()
     }
@@ -83,6 +81,25 @@ impl Place<'_> {
     ) -> Error {
         let path = self.directory.path(self.name);
         Error::Call { path, call: call.into(), source: source.into() }
+    }
+
+    /// What was made; `None` where this very name was made before: an entry that is replaced while
+    /// its directory is listed can be listed twice. A name that the target only takes for the same,
+    /// as one in other letters, is an error still.
+    pub(super) fn once<T>(&self, made: Result<T, Error>) -> Result<Option<T>, Error> {
+        match made {
+            Err(Error::Call { source, .. })
+                if source.kind() == io::ErrorKind::AlreadyExists && self.is_made() =>
+            {
+                Ok(None)
+            }
+            made => made.map(Some),
+        }
+    }
+
+    fn is_made(&self) -> bool {
+        let listing = rustix::fs::Dir::read_from(self.to());
+        listing.is_ok_and(|names| names.flatten().any(|entry| entry.file_name() == self.name))
     }
 }
 
@@ -156,7 +173,8 @@ impl<'c> Worker<'c> {
         position: u64,
     ) -> Result<(), Error> {
         let mut entries = Vec::new();
-        let next = fs::list_part(pair.from.as_fd(), position, &mut self.listing, &mut entries)
+        let Some(from) = &pair.from else { return Ok(()) };
+        let next = fs::list_part(from.as_fd(), position, &mut self.listing, &mut entries)
             .map_err(|e| directory.failed("getdents", e))?;
         // The order of the inodes is that of the disk, as a rule; that of the names is not.
         entries.sort_unstable_by_key(|entry| entry.inode);
@@ -195,19 +213,26 @@ impl<'c> Worker<'c> {
         let attributes = match &source {
             Source::Open(_, attributes) | Source::Mount(attributes) => attributes,
             Source::Gone => return Ok(()),
+            Source::Replaced => {
+                self.summary.vanished += 1;
+                return Ok(());
+            }
         };
         if attributes.id == self.shared.target {
             return Err(Error::Inside { path: parent.path(&name) });
         }
-        rustix::fs::mkdirat(place.to(), &*name, Mode::RWXU)
-            .map_err(|e| place.failed("mkdirat", e))?;
+        let made = rustix::fs::mkdirat(place.to(), &*name, Mode::RWXU)
+            .map_err(|e| place.failed("mkdirat", e));
+        if place.once(made)?.is_none() {
+            return Ok(());
+        }
         let to = fs::open_directory(place.to(), &*name).map_err(|e| place.failed("openat", e))?;
         let Source::Open(from, attributes) = source else {
             self.summary.mounts += 1;
             self.summary.directories += 1;
             return self.finish(place, to.as_fd(), None, attributes);
         };
-        let inside = Pair::new(from, to);
+        let inside = Pair::new(Some(from), to);
         let directory = Directory::new(parent.clone(), name, attributes, inside.clone());
         self.list(&directory, &inside, 0)?;
         drop(inside);
@@ -216,12 +241,13 @@ impl<'c> Worker<'c> {
 
     /// Opens an entry of the source.
     pub(super) fn open(&mut self, place: Place<'_>, access: Access) -> Result<Source, Error> {
+        let Some(from) = &place.pair.from else { return Ok(self.gone()) };
         let open = |flags| {
             if self.shared.options.one_file_system {
-                return fs::open_unmounted(place.from(), place.name, flags);
+                return fs::open_unmounted(from.as_fd(), place.name, flags);
             }
             let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            rustix::fs::openat(place.from(), place.name, flags, Mode::empty())
+            rustix::fs::openat(from, place.name, flags, Mode::empty())
         };
         let flags = match access {
             Access::Place => OFlags::PATH,
@@ -247,15 +273,21 @@ impl<'c> Worker<'c> {
                     fs::attributes(file.as_fd()).map_err(|e| place.failed("statx", e))?;
                 Ok(Source::Open(file, attributes))
             }
-            Err(Errno::XDEV) => fs::attributes_at(place.from(), place.name)
-                .map(Source::Mount)
-                .map_err(|e| place.failed("statx", e)),
-            Err(Errno::NOENT) => {
-                self.summary.vanished += 1;
-                Ok(Source::Gone)
-            }
+            Err(Errno::XDEV) => match fs::attributes_at(from.as_fd(), place.name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.gone()),
+                found => found.map(Source::Mount).map_err(|e| place.failed("statx", e)),
+            },
+            Err(Errno::NOENT) => Ok(self.gone()),
+            // A socket, which nobody can open, is ENXIO (EOPNOTSUPP on FreeBSD).
+            Err(Errno::NXIO | Errno::OPNOTSUPP) if access == Access::File => Ok(Source::Replaced),
+            Err(errno) if is_replaced(errno) => Ok(Source::Replaced),
             Err(errno) => Err(place.failed("openat", errno)),
         }
+    }
+
+    fn gone(&mut self) -> Source {
+        self.summary.vanished += 1;
+        Source::Gone
     }
 
     /// One more task, made by an entry that turned out to be a directory.

@@ -91,8 +91,15 @@ impl Engine {
         Ok(self.make_image(what, record, wanted, move |engine, target, progress| {
             let root = engine.storage.mountpoint(&DatasetPath::container(&id));
             let root = File::open(root).map_err(Error::io("save container", &id))?;
-            copy::tree(root.as_fd(), target.as_fd(), &engine.copying(progress))
+            let copied = copy::tree(root.as_fd(), target.as_fd(), &engine.copying(progress))
                 .map_err(Error::io("save container", &id))?;
+            if copied.vanished > 0 {
+                tracing::warn!(
+                    "container {id} removed or replaced {} files while it was saved: they are not in \
+                     the image",
+                    copied.vanished
+                );
+            }
             Ok(())
         }))
     }
