@@ -278,6 +278,29 @@ fn a_gibibyte_arrives_whole() {
 }
 
 #[test]
+fn a_container_starts_again_while_somebody_still_reads_what_it_wrote() {
+    const SIZE: usize = 900_000;
+    let daemon = Daemon::with_image();
+    // More than what is between the process and a client that does not read, but for what the
+    // supervisor keeps.
+    let script = format!("test -e /again && echo again && exit; touch /again; head -c {SIZE} /dev/zero; exit 3");
+    let mut slow = daemon
+        .client()
+        .args(["run", "--name", "c", "base", "sh", "-c", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the container", || daemon.run("container inspect c").code == 0);
+    eventually("the end", || daemon.inspect("container", "c")["container"]["exit_code"] == 3);
+    assert_eq!(daemon.run("start c").ok(), "again");
+    let mut said = Vec::new();
+    slow.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert_eq!(said.len(), SIZE);
+    assert_eq!(slow.wait().unwrap().code(), Some(3));
+}
+
+#[test]
 fn exec_runs_beside_the_first_process() {
     let daemon = Daemon::with_image();
     daemon.run("run -d --name c -e A=1 base sleep 600").ok();

@@ -118,6 +118,31 @@ fn a_client_that_pauses_at_the_end_loses_nothing() {
 }
 
 #[test]
+fn a_container_starts_again_while_a_client_still_reads_from_its_last_run() {
+    const SIZE: usize = 300_000;
+    let Some(sandbox) = Sandbox::new() else { return };
+    for tidied in [true, false] {
+        // More than a socket holds, and less than what would hold the process back.
+        let mut launch = sandbox.first(&["sh", "-c", &format!("head -c {SIZE} /dev/zero; exit 3")]);
+        sandbox.platform.launch(&launch).unwrap();
+        let mut watcher = sandbox.connect(&launch.instance, false);
+        let slow = sandbox.connect(&launch.instance, true);
+        watcher.wait_for_end();
+        if tidied {
+            sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+        }
+        sandbox.platform.forget(&launch.instance).unwrap();
+        launch.process.argv = vec!["echo".into(), "again".into()];
+        let again = sandbox.attach(&launch).unwrap().finish();
+        assert_eq!((again.code, again.output.as_str()), (0, "again\n"));
+        let slow = slow.finish();
+        assert_eq!((slow.code, slow.output.len()), (3, SIZE));
+        assert_eq!(sandbox.platform.exited(&launch.instance).unwrap().unwrap().code, 0);
+        sandbox.platform.forget(&launch.instance).unwrap();
+    }
+}
+
+#[test]
 fn output_waits_for_the_client_that_was_announced() {
     let Some(sandbox) = Sandbox::new() else { return };
     let launch = sandbox.first(&["sh", "-c", "echo early; echo bird >&2"]);
