@@ -274,6 +274,20 @@ impl Daemon {
         self.ended();
     }
 
+    /// Kills it and every process of its containers without a warning, as a power failure would.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    pub fn power_off(&mut self) {
+        self.kill();
+        // A container dies with its supervisor.
+        for pid in supervisors(self.home()) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        eventually("the supervisors' end", || supervisors(self.home()).is_empty());
+    }
+
     /// Asks it to stop, and waits until it has.
     ///
     /// # Panics

@@ -283,7 +283,9 @@ fn a_container_starts_again_while_somebody_still_reads_what_it_wrote() {
     let daemon = Daemon::with_image();
     // More than what is between the process and a client that does not read, but for what the
     // supervisor keeps.
-    let script = format!("test -e /again && echo again && exit; touch /again; head -c {SIZE} /dev/zero; exit 3");
+    let script = format!(
+        "test -e /again && echo again && exit; touch /again; head -c {SIZE} /dev/zero; exit 3"
+    );
     let mut slow = daemon
         .client()
         .args(["run", "--name", "c", "base", "sh", "-c", &script])
@@ -399,6 +401,33 @@ fn containers_outlive_the_daemon() {
     fs::write(daemon.volume("data").join("stop"), "").unwrap();
     assert_eq!(daemon.run("wait c").ok(), "8");
     assert_eq!(daemon.run("logs c").stdout, "done\n");
+}
+
+#[test]
+fn what_was_to_be_removed_is_removed_after_a_power_failure() {
+    let mut daemon = Daemon::with_image();
+    daemon.run("run -d --rm --name ran base sleep 600").ok();
+    daemon.run("run -d --name kept base sleep 600").ok();
+    // Made to be removed when it ends, and never started.
+    let created = daemon.raw(
+        "POST /containers/create HTTP/1.1\r\nHost: k\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: 54\r\n\r\n\
+         {\"image\":\"base\",\"name\":\"unstarted\",\"auto_remove\":true}",
+    );
+    assert!(created.starts_with("HTTP/1.1 201"), "{created}");
+    daemon.power_off();
+    daemon.boot();
+    let mut names: Vec<String> = daemon
+        .klee(["container", "ls", "-a", "--format", "{{.name}}"])
+        .ok()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    assert_eq!(names, ["kept", "unstarted"]);
+    assert_eq!(daemon.inspect("container", "kept")["container"]["running"], false);
+    assert_eq!(fs::read_dir(daemon.root().join("container")).unwrap().count(), 2);
+    daemon.run("start -d kept").ok();
 }
 
 #[test]

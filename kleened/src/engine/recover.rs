@@ -19,7 +19,7 @@ use super::record::{self, ContainerRecord, ImageRecord, VolumeRecord};
 use super::{Engine, log_failure};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::platform::{Platform, Running};
+use crate::platform::{self, Platform, Running};
 use crate::storage::{Area, Dataset, DatasetPath, Driver};
 
 impl Engine {
@@ -144,10 +144,19 @@ impl Engine {
                 self.note_running(running);
                 continue;
             }
+            let lost = self.platform.is_lost(&id).map_err(fail())?;
             let root = self.storage.mountpoint(&DatasetPath::container(&id));
-            self.platform.release(&id, &root).map_err(fail())?;
+            match self.platform.release(&id, &root) {
+                // Its supervisor is about to say that it ended.
+                Err(platform::Error::Running(_)) => {
+                    let (instance, started) = (id.clone(), Timestamp::now());
+                    self.note_running(Running { container: id, instance, jid: 0, started });
+                    continue;
+                }
+                released => released.map_err(fail())?,
+            }
             let exited = self.platform.exited(&id).map_err(fail())?;
-            let ended = exited.is_some();
+            let ended = exited.is_some() || lost;
             if let Some(entry) = self.catalogue().containers.get(&id) {
                 entry.run.send_replace(Run::Stopped(exited));
             }

@@ -60,6 +60,10 @@ impl Platform for FreeBsd {
         Err(not_yet())
     }
 
+    fn is_lost(&self, _instance: &Id) -> Result<bool> {
+        Err(not_yet())
+    }
+
     fn mounts(&self, _container: &Id) -> Result<Vec<MountEntry>> {
         Err(not_yet())
     }

@@ -228,6 +228,10 @@ pub trait Platform: Send + Sync + fmt::Debug {
     /// (after a power failure).
     fn exited(&self, instance: &Id) -> Result<Option<Exited>>;
 
+    /// Whether the instance's process was started and is gone for certain, and nobody saw how it ended:
+    /// the power failed, or its supervisor was killed. [`release`](Self::release) forgets it.
+    fn is_lost(&self, instance: &Id) -> Result<bool>;
+
     /// What is mounted in a running container below its root, by the kernel's word.
     ///
     /// # Errors

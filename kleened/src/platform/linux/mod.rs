@@ -152,6 +152,13 @@ impl Platform for Linux {
         }
     }
 
+    fn is_lost(&self, instance: &Id) -> Result<bool> {
+        let Some(found) = self.run_dir.instance(instance)? else { return Ok(false) };
+        Ok(found.was_started()?
+            && found.exited()?.is_none()
+            && self.run_dir.lock_instance(&found)?.is_some())
+    }
+
     fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>> {
         let not_running = || Error::NotRunning(container.clone());
         let (_, state) = self.state(container)?.ok_or_else(not_running)?;

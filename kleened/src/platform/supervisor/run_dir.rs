@@ -208,6 +208,16 @@ impl Instance {
         self.write(STATE, state)
     }
 
+    /// Whether the process was started. Of its state, the power may have failed before it was on the
+    /// disk, but not its name.
+    pub(crate) fn was_started(&self) -> Result<bool> {
+        match rustix::fs::statat(&self.dir, STATE, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Error::io("read", self.path.join(STATE).display(), errno)),
+        }
+    }
+
     pub(crate) fn exited(&self) -> Result<Option<Exited>> {
         self.read(EXIT)
     }
