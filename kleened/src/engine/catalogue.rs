@@ -139,9 +139,11 @@ impl Catalogue {
         volumes
     }
 
-    /// The names of the volumes that the filter lets through.
+    /// The names of the volumes that the filter lets through, newest first.
     pub(super) fn volume_names(&self, filter: &VolumeFilter) -> Vec<String> {
-        self.filtered(filter).into_iter().map(|(name, ..)| name.clone()).collect()
+        let mut volumes = self.filtered(filter);
+        volumes.sort_by_key(|(name, entry, _)| (std::cmp::Reverse(entry.record.created), *name));
+        volumes.into_iter().map(|(name, ..)| name.clone()).collect()
     }
 
     /// The volumes that the filter lets through, and whether they are named by a container and one
