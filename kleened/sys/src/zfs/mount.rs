@@ -187,7 +187,7 @@ mod linux {
 
 #[cfg(target_os = "freebsd")]
 mod freebsd {
-    use std::ffi::{CStr, CString, c_char};
+    use std::ffi::{CString, c_char};
     use std::mem::MaybeUninit;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -208,7 +208,7 @@ mod freebsd {
         bits.set(MntFlags::MNT_NOEXEC, flags.no_exec);
         let mut call = Nmount::new();
         call.str_opt(c"fstype", c"zfs").str_opt(c"fspath", &at).str_opt(c"from", &from);
-        Ok(call.nmount(bits).map_err(|error| io::Error::from(error.error()))?)
+        call.nmount(bits).map_err(|error| io::Error::from(error.error()))
     }
 
     /// Nothing is mounted at `target` that was: the topmost of the mounts there is gone. With `force`,

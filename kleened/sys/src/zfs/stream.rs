@@ -3,7 +3,9 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use libzfs_sys::{ReplayRecord, send_flag};
