@@ -1,12 +1,16 @@
 //! The command line: every command, option and help text.
 
+use std::env::VarError;
+use std::error::Error;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::error::ErrorKind;
-use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::builder::{Resettable, StyledStr};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use kleened_api::mount::MountError;
-use kleened_api::{ContainerName, ImageRef, NameError, routes};
+use kleened_api::{ContainerName, ImageRef, NameError, check_variable, routes};
 
 use crate::client::Client;
 use crate::container::{
@@ -74,14 +78,14 @@ fn after_help() -> String {
 #[derive(Debug, Parser)]
 #[command(name = "klee", version, after_long_help = after_help(), max_term_width = 100)]
 pub(crate) struct Cli {
-    /// The daemon's socket: a path, unix:///PATH or http:///PATH.
-    #[arg(long, value_name = "SOCKET", env = "KLEE_HOST", hide_env_values = true)]
-    #[arg(global = true, help_heading = "Global options", default_value = routes::DEFAULT_SOCKET)]
-    pub(crate) host: String,
-    /// The look of tables.
-    #[arg(long, value_enum, env = "KLEE_THEME", hide_env_values = true)]
-    #[arg(global = true, help_heading = "Global options", default_value_t)]
-    pub(crate) theme: Theme,
+    // Clap would show options that it has from the environment in every line of usage.
+    /// The daemon's socket: a path, unix:///PATH or http:///PATH [env: KLEE_HOST] [default:
+    /// /var/run/kleened.sock].
+    #[arg(long, value_name = "SOCKET", global = true, help_heading = "Global options")]
+    pub(crate) host: Option<String>,
+    /// The look of tables [env: KLEE_THEME] [default: fancy].
+    #[arg(long, value_enum, global = true, help_heading = "Global options")]
+    pub(crate) theme: Option<Theme>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -242,34 +246,102 @@ pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
-pub(crate) fn env_variable(text: &str) -> Result<EnvVariable, String> {
-    match text.split_once('=') {
-        Some((name, _)) if !name.is_empty() => Ok(Some(text.to_owned())),
-        None if !text.is_empty() => match std::env::var(text) {
-            Ok(value) => Ok(Some(format!("{text}={value}"))),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(error) => Err(format!("{text}: {error}")),
-        },
-        _ => Err(format!("'{}' is not NAME=VALUE", text.escape_default())),
+pub(crate) fn env_variable(text: &str) -> Result<EnvVariable, Box<dyn Error + Send + Sync>> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (text, None),
+    };
+    check_variable(text)?;
+    match value.map_or_else(|| std::env::var(name), |value| Ok(value.to_owned())) {
+        Ok(value) => Ok(Some(format!("{name}={value}"))),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(error) => Err(format!("{name}: {error}").into()),
     }
+}
+
+impl Cli {
+    /// The client and the look, from the options or else the environment.
+    fn context(&self) -> Result<Context, Failure> {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let host = self.host.clone().or_else(|| set("KLEE_HOST"));
+        let theme = match (self.theme, set("KLEE_THEME")) {
+            (Some(theme), _) => theme,
+            (None, None) => Theme::default(),
+            (None, Some(text)) => Theme::from_str(&text, false).map_err(|_| {
+                let text = text.escape_default();
+                Failure::usage(format!("KLEE_THEME is fancy or simple, not '{text}'"))
+            })?,
+        };
+        let client = Client::new(host.as_deref().unwrap_or(routes::DEFAULT_SOCKET))?;
+        Ok(Context { client, theme })
+    }
+}
+
+/// The command line. A shortcut has the help of what it stands for.
+fn command() -> clap::Command {
+    let command = Cli::command();
+    let full = command.clone();
+    command.mut_subcommands(|shortcut| {
+        let (group, verb) = match shortcut.get_name() {
+            "lsv" => ("volume", "ls"),
+            "isv" => ("volume", "inspect"),
+            "rmv" => ("volume", "rm"),
+            "lsc" => ("container", "ls"),
+            "isc" => ("container", "inspect"),
+            "rmc" => ("container", "rm"),
+            "lsi" => ("image", "ls"),
+            "isi" => ("image", "inspect"),
+            "rmi" => ("image", "rm"),
+            "info" => ("system", "info"),
+            verb => ("container", verb),
+        };
+        let stands_for =
+            full.find_subcommand(group).and_then(|group| group.find_subcommand(verb)).cloned();
+        match stands_for {
+            Some(verb) => shortcut
+                .about(Resettable::from(verb.get_about().cloned()))
+                .long_about(Resettable::from(verb.get_long_about().cloned())),
+            None => shortcut,
+        }
+    })
 }
 
 /// Reads the command line. Where that ends the run, the exit status.
 pub(crate) fn parse() -> Result<(Cli, OutputFormat), u8> {
-    let mut command = Cli::command();
+    let mut command = command();
     let parsed = command
         .try_get_matches_from_mut(std::env::args_os())
         .and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, output_format(&matches))));
     parsed.map_err(|error| {
-        let cause = std::error::Error::source(&error);
+        let format = wanted_format(std::env::args_os());
+        let cause = Error::source(&error);
         let bad_mount = cause.and_then(|cause| cause.downcast_ref::<MountError>());
         let bad_name = cause.and_then(|cause| cause.downcast_ref::<NameError>());
         match (error.kind(), bad_mount, bad_name) {
             (ErrorKind::ValueValidation, Some(error), _) => {
-                Failure::usage(error).not_started().report(OutputFormat::Table)
+                Failure::usage(error).not_started().report(format)
             }
-            (ErrorKind::ValueValidation, _, Some(error)) => {
-                Failure::usage(error).report(OutputFormat::Table)
+            (ErrorKind::ValueValidation, _, Some(error)) => Failure::usage(error).report(format),
+            (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, ..) => {
+                help(&error.render(), format)
+            }
+            // Only options were given.
+            (ErrorKind::MissingSubcommand, ..) => {
+                let words = match error.get(ContextKind::InvalidSubcommand) {
+                    Some(ContextValue::String(words)) => words.as_str(),
+                    _ => "",
+                };
+                let named = words
+                    .split(' ')
+                    .skip(1)
+                    .try_fold(&mut command, |command, word| command.find_subcommand_mut(word));
+                named.map_or(2, |command| help(&command.render_help(), format))
+            }
+            _ if error.use_stderr() && format == OutputFormat::Json => {
+                let text = error.render().to_string();
+                let text = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+                let words: Vec<_> = text.split_whitespace().collect();
+                Failure::usage(words.join(" ")).report(format)
             }
             _ => {
                 // A reader that went away has seen what it wanted.
@@ -278,6 +350,28 @@ pub(crate) fn parse() -> Result<(Cli, OutputFormat), u8> {
             }
         }
     })
+}
+
+/// Prints a help that was asked for by saying nothing.
+fn help(text: &StyledStr, format: OutputFormat) -> u8 {
+    print::out(&text.to_string()).map_or_else(|failure| failure.report(format), |()| 0)
+}
+
+/// How errors are to be reported where the command line could not be read: as its words look, up to
+/// what belongs to a process.
+fn wanted_format(args: impl Iterator<Item = OsString>) -> OutputFormat {
+    let mut words = args.take_while(|word| word != "--").map(|word| word.into_string());
+    let mut json = false;
+    while let Some(word) = words.next() {
+        match word.as_deref() {
+            Ok("-ojson" | "-o=json" | "--output=json") => json = true,
+            Ok("-o" | "--output") => {
+                json = matches!(words.next(), Some(Ok(value)) if value == "json")
+            }
+            _ => {}
+        }
+    }
+    if json { OutputFormat::Json } else { OutputFormat::Table }
 }
 
 /// How the command is to report errors.
@@ -291,15 +385,16 @@ fn output_format(matches: &ArgMatches) -> OutputFormat {
 
 /// Runs a command.
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    let context = cli.context();
     match cli.command {
         Command::Completion { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "klee", &mut script);
+            clap_complete::generate(shell, &mut command(), "klee", &mut script);
             print::out(&String::from_utf8_lossy(&script))
         }
         Command::Generate(GenerateCommand::Man { dir }) => man::generate(&dir),
         command => {
-            let context = Context { client: Client::new(&cli.host)?, theme: cli.theme };
+            let context = context?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime =
                 runtime.map_err(|error| Failure::local("cannot start the event loop", &error))?;

@@ -13,7 +13,7 @@ use kleened_api::{ContainerName, ErrorCode, IdReply, ImageRef, Timestamp, routes
 
 use crate::cli::{Inspect, ListOutput, Output, ProcessOptions, Prune, key_value};
 use crate::client::with_query;
-use crate::context::{Context, filters};
+use crate::context::{Context, bad_filter, each, filters};
 use crate::exec::{self, Exec, Run, Start};
 use crate::failure::Failure;
 use crate::logs::{self, Logs};
@@ -113,8 +113,8 @@ pub(crate) struct Create {
     /// How the container reaches the network.
     #[arg(short = 'l', long, visible_alias = "network-driver", value_parser = network_driver())]
     pub(crate) driver: Option<NetworkDriver>,
-    /// Connect the container to a network.
-    #[arg(short, long)]
+    // Of Kleene's command line.
+    #[arg(short, long, hide = true)]
     pub(crate) network: Option<String>,
     /// The host name inside; the id where there is none.
     #[arg(long)]
@@ -295,18 +295,16 @@ impl Create {
     pub(crate) fn config(self) -> Result<ContainerConfig, Failure> {
         let mounts =
             mount::checked(self.mounts).map_err(|error| Failure::usage(error).not_started())?;
-        // A network without a driver means the one that networks are for.
-        let network_driver = match (self.driver, &self.network) {
-            (None, None) => NetworkDriver::Host,
-            (None, Some(_)) => NetworkDriver::Ipnet,
-            (Some(driver @ (NetworkDriver::Host | NetworkDriver::Disabled)), Some(_)) => {
-                return Err(Failure::usage(format!(
-                    "a container with the network driver '{}' can't be connected to a network",
-                    driver.as_str()
-                )));
-            }
-            (Some(driver), _) => driver,
-        };
+        if let Some(network) = &self.network {
+            return Err(Failure::new(
+                ErrorCode::Unsupported,
+                format!(
+                    "there is no network '{}', nor any other: use the network driver 'host' or \
+                     'disabled'",
+                    network.escape_default()
+                ),
+            ));
+        }
         Ok(ContainerConfig {
             name: self.name.map(String::from),
             image: Some(self.image.to_string()),
@@ -315,7 +313,7 @@ impl Create {
             env: Some(self.process.env.into_iter().flatten().collect()),
             mounts,
             jail_param: Some(self.jail_param),
-            network_driver: Some(network_driver),
+            network_driver: Some(self.driver.unwrap_or_default()),
             public_ports: Vec::new(),
             restart_policy: Some(self.restart),
             persist: Some(self.persist),
@@ -337,13 +335,13 @@ pub(crate) async fn post(config: &ContainerConfig, context: &Context) -> Result<
     context.client.post(routes::CONTAINER_CREATE, config).await
 }
 
-/// Stops at the first failure.
 pub(crate) async fn stop(args: Stop, context: &Context) -> Result<(), Failure> {
-    for container in &args.containers {
+    let output = args.output.output;
+    each(&args.containers, output, async |container| {
         let reply = stop_one(container, args.time, context).await?;
-        print::reply(&reply, &reply.id, args.output.output)?;
-    }
-    Ok(())
+        print::reply(&reply, &reply.id, output)
+    })
+    .await
 }
 
 async fn stop_one(
@@ -355,23 +353,25 @@ async fn stop_one(
     context.client.change(Method::POST, &with_query(&path, &StopQuery { time })?).await
 }
 
-/// Stops at the first failure. A container that does not run is an error, as it is for stop.
+/// A container that does not run is an error, as it is for stop.
 pub(crate) async fn restart(args: Stop, context: &Context) -> Result<(), Failure> {
-    for container in &args.containers {
+    let output = args.output.output;
+    each(&args.containers, output, async |container| {
         let reply = stop_one(container, args.time, context).await?;
-        print::reply(&reply, &reply.id, args.output.output)?;
-        exec::start_detached(&reply.id, context).await?;
-    }
-    Ok(())
+        print::reply(&reply, &reply.id, output)?;
+        exec::start_detached(&reply.id, context).await
+    })
+    .await
 }
 
 pub(crate) async fn wait(args: Wait, context: &Context) -> Result<(), Failure> {
-    for container in &args.containers {
+    let output = args.output.output;
+    each(&args.containers, output, async |container| {
         let path = routes::with_name(routes::CONTAINER_WAIT, container.as_str());
         let reply: WaitReply = print::parse(&context.client.get(&path).await?)?;
-        print::reply(&reply, &reply.exit_code.to_string(), args.output.output)?;
-    }
-    Ok(())
+        print::reply(&reply, &reply.exit_code.to_string(), output)
+    })
+    .await
 }
 
 pub(crate) async fn list(args: ContainerList, context: &Context) -> Result<(), Failure> {
@@ -381,7 +381,7 @@ pub(crate) async fn list(args: ContainerList, context: &Context) -> Result<(), F
         match (key, value) {
             ("name", _) => name = Some(value),
             ("status", "running" | "stopped") => wanted = Some(value),
-            ("status", _) => return Err(Failure::usage("a status is running or stopped")),
+            ("status", _) => return Err(bad_filter(key, "running or stopped", value)),
             _ => {
                 return Err(Failure::usage(format!(
                     "there is no filter '{}': known are name and status",
@@ -441,9 +441,9 @@ async fn change(
     print::reply(&reply, &reply.id, output)
 }
 
-/// Stops at the first failure.
 pub(crate) async fn remove(args: ContainerRemove, context: &Context) -> Result<(), Failure> {
-    for container in &args.containers {
+    let output = args.output.output;
+    each(&args.containers, output, async |container| {
         let mut stopped = None;
         if args.force {
             match stop_one(container, None, context).await {
@@ -459,9 +459,9 @@ pub(crate) async fn remove(args: ContainerRemove, context: &Context) -> Result<(
             (Err(failure), Some(reply)) if failure.code() == Some(ErrorCode::NotFound) => reply,
             (reply, _) => reply?,
         };
-        print::reply(&reply, &reply.id, args.output.output)?;
-    }
-    Ok(())
+        print::reply(&reply, &reply.id, output)
+    })
+    .await
 }
 
 async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {

@@ -49,6 +49,27 @@ impl Context {
     }
 }
 
+/// `act` was done for each of `items`. One that fails does not keep the others: the errors are
+/// reported as they come, and the first one's status is klee's.
+pub(crate) async fn each<T>(
+    items: &[T],
+    format: OutputFormat,
+    act: impl AsyncFn(&T) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut first = None;
+    for item in items {
+        match act(item).await {
+            Ok(()) => {}
+            Err(failure) if failure.ends_all() => return Err(failure),
+            Err(failure) => {
+                let status = failure.report(format);
+                first.get_or_insert(status);
+            }
+        }
+    }
+    first.map_or(Ok(()), |status| Err(Failure::Quiet(status)))
+}
+
 /// The filters, of which only those in `repeatable` may be given twice.
 pub(crate) fn filters<'a>(
     given: &'a [(String, String)],
@@ -65,7 +86,12 @@ pub(crate) fn filters<'a>(
     Ok(seen)
 }
 
+/// A filter that has another value than it can have.
+pub(crate) fn bad_filter(key: &str, known: &str, value: &str) -> Failure {
+    Failure::usage(format!("the filter '{key}' is {known}, not '{}'", value.escape_default()))
+}
+
 /// The value of a filter that is true or false.
 pub(crate) fn yes_or_no(key: &str, value: &str) -> Result<bool, Failure> {
-    value.parse().map_err(|_| Failure::usage(format!("the filter '{key}' is true or false")))
+    value.parse().map_err(|_| bad_filter(key, "true or false", value))
 }

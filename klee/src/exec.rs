@@ -8,7 +8,7 @@ use kleened_api::{ContainerName, IdReply, routes};
 use crate::attach;
 use crate::cli::{Output, ProcessOptions};
 use crate::container::{self, Create};
-use crate::context::Context;
+use crate::context::{Context, each};
 use crate::failure::Failure;
 use crate::print;
 
@@ -86,8 +86,8 @@ impl AttachOptions {
 pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
     let Run { attach, create } = args;
     let (remove, format) = (create.rm, create.output.output);
-    let created = container::post(&create.config()?, context).await;
-    let created = created.map_err(Failure::not_started)?;
+    let config = create.config().map_err(Failure::not_started)?;
+    let created = container::post(&config, context).await.map_err(Failure::not_started)?;
     if attach.detach {
         print::reply(&created, &created.id, format)?;
     } else {
@@ -102,18 +102,15 @@ pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
     result.map(drop)
 }
 
-/// Stops at the first failure.
 pub(crate) async fn start(args: Start, context: &Context) -> Result<(), Failure> {
     if !args.attach.detach && args.containers.len() > 1 {
         return Err(Failure::usage("only one container can be started unless --detach is given"));
     }
-    for container in &args.containers {
+    each(&args.containers, args.output.output, async |container| {
         process(args.attach.exec_config(container.as_str()), &args.attach, context).await?;
-        if args.attach.detach {
-            print::lines([container.as_str()])?;
-        }
-    }
-    Ok(())
+        if args.attach.detach { print::lines([container.as_str()]) } else { Ok(()) }
+    })
+    .await
 }
 
 /// Starts a container whose output nobody waits for.

@@ -94,6 +94,12 @@ impl Failure {
         }
     }
 
+    /// Whether what else was asked for is not even tried: klee was interrupted, or the daemon does not
+    /// answer.
+    pub(crate) fn ends_all(&self) -> bool {
+        matches!(self.code(), None | Some(ErrorCode::Unavailable))
+    }
+
     /// Writes the error to standard error and returns the exit status.
     pub(crate) fn report(&self, format: OutputFormat) -> u8 {
         match self {

@@ -18,7 +18,7 @@ use tempfile::NamedTempFile;
 
 use crate::cli::{EnvVariable, Inspect, ListOutput, Output, Prune, env_variable, key_value};
 use crate::client::{broken, interruptible, with_query};
-use crate::context::{Context, filters, yes_or_no};
+use crate::context::{Context, each, filters, yes_or_no};
 use crate::failure::Failure;
 use crate::print::{self, Listed};
 use crate::terminal;
@@ -33,7 +33,8 @@ pub(crate) enum ImageCommand {
     Ls(ImageList),
     /// Show an image.
     Inspect(Inspect<ImageRef>),
-    /// Name an image. Another image that has the name loses it.
+    /// Name an image. The name takes the place of the one that it had; another image that has it
+    /// loses it.
     Tag(ImageTag),
     /// Write an image as a tar archive.
     Export(ImageExport),
@@ -305,14 +306,14 @@ async fn tag(args: ImageTag, context: &Context) -> Result<(), Failure> {
     print::reply(&reply, &reply.id, args.output.output)
 }
 
-/// Stops at the first failure.
 pub(crate) async fn remove(args: ImageRemove, context: &Context) -> Result<(), Failure> {
-    for image in &args.images {
+    let output = args.output.output;
+    each(&args.images, output, async |image| {
         let path = routes::with_name(routes::IMAGE, &image.to_string());
         let reply: IdReply = context.client.change(Method::DELETE, &path).await?;
-        print::reply(&reply, &reply.id, args.output.output)?;
-    }
-    Ok(())
+        print::reply(&reply, &reply.id, output)
+    })
+    .await
 }
 
 async fn prune(args: ImagePrune, context: &Context) -> Result<(), Failure> {
@@ -361,7 +362,13 @@ fn new_file(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     // What the umask leaves of it.
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.prefix(".klee-").tempfile_in(folder)
+    builder.prefix(".klee-").tempfile_in(folder).map_err(|error| {
+        // It ends with the path of a file that nobody knows.
+        match error.to_string().rsplit_once(" at path ") {
+            Some((why, _)) => io::Error::new(error.kind(), why),
+            None => error,
+        }
+    })
 }
 
 async fn copy(mut body: Incoming, to: &mut impl Write, name: &str) -> Result<(), Failure> {

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::cli::{Inspect, ListOutput, Output, Prune, key_value};
 use crate::client::with_query;
-use crate::context::{Context, filters, yes_or_no};
+use crate::context::{Context, each, filters, yes_or_no};
 use crate::failure::Failure;
 use crate::print::{self, Listed};
 
@@ -247,14 +247,14 @@ async fn profiles(output: Output, context: &Context) -> Result<(), Failure> {
     print::list(&body, |_: &Profile| true, &output, context.theme)
 }
 
-/// Stops at the first failure.
 pub(crate) async fn remove(args: VolumeRemove, context: &Context) -> Result<(), Failure> {
-    for name in &args.names {
+    let output = args.output.output;
+    each(&args.names, output, async |name| {
         let path = routes::with_name(routes::VOLUME, name.as_str());
         let reply: IdReply = context.client.change(Method::DELETE, &path).await?;
-        print::reply(&reply, &reply.id, args.output.output)?;
-    }
-    Ok(())
+        print::reply(&reply, &reply.id, output)
+    })
+    .await
 }
 
 async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {

@@ -380,6 +380,30 @@ fn rm_removes_what_was_asked_for() {
 }
 
 #[test]
+fn one_of_several_that_fails_does_not_keep_the_others() {
+    let daemon = Daemon::with_image();
+    for name in ["a", "b"] {
+        daemon.klee(["create", "--name", name, "base", "sleep", "1000"]).ok();
+    }
+    let started = daemon.run("start -d -q a nope b");
+    assert_eq!((started.code, started.stdout.as_str()), (125, "a\nb\n"), "{started:?}");
+    let started = daemon.run("restart -t 0 nope a");
+    assert_eq!((started.code, started.stdout.lines().count()), (3, 1), "{started:?}");
+    // A container that runs and one that does not exist: the first failure counts.
+    let removed = daemon.run("rmc a nope b");
+    assert_eq!((removed.code, removed.stdout.as_str()), (6, ""), "{removed:?}");
+    assert_eq!(removed.stderr.lines().count(), 3, "{removed:?}");
+    let stopped = daemon.run("stop -t 0 nope a b");
+    assert_eq!((stopped.code, stopped.stdout.lines().count()), (3, 2), "{stopped:?}");
+    let refused = daemon.run("rmi base").fails(5);
+    for part in ["base:latest", "container a (", "container b ("] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    let removed = daemon.run("rmc nope a b");
+    assert_eq!((removed.code, removed.stdout.lines().count()), (3, 2), "{removed:?}");
+}
+
+#[test]
 fn containers_outlive_the_daemon() {
     let mut daemon = Daemon::with_image();
     let script = "i=0; while [ ! -e /data/stop ]; do i=$((i+1)); echo $i > /data/count; sleep 0.05; done; echo done; exit 8";

@@ -93,11 +93,13 @@ fn an_import_that_is_refused_early_says_why() {
     let socket = folder.path().join("sock");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let (gone_through, all_gone) = channel();
+    let (deaf, nobody_reads) = channel();
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         assert!(stream.read(&mut [0; 1000]).unwrap() > 0);
         // klee learns that nobody reads before there is an answer.
         stream.shutdown(std::net::Shutdown::Read).unwrap();
+        deaf.send(()).unwrap();
         all_gone.recv().unwrap();
         let body = json!({"message": "image name base is taken", "code": "conflict"}).to_string();
         let _ = write!(stream, "HTTP/1.1 409 X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
@@ -106,6 +108,8 @@ fn an_import_that_is_refused_early_says_why() {
     command.env("KLEE_HOST", &socket).stdin(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
+    // Who waits for room in the connection's buffer is not told.
+    nobody_reads.recv().unwrap();
     // No buffers on the way hold so much.
     let _ = stdin.write_all(&vec![b'x'; 8 << 20]);
     gone_through.send(()).unwrap();

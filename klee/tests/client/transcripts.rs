@@ -28,16 +28,20 @@ fn volumes() {
          lsv --filter name=my --filter label=tier=db --filter label=x --filter dangling=true
          lsv --filter in-use=false
          lsv --filter used=maybe
+         lsv --filter used=maybe -o json
          lsv --filter size=1
          lsv --filter name=a --filter name=b
          lsv --filter name
          lsv -q -o json
+         lsv --nope
+         lsv --nope --output=json
          volume create my-vol
          volume create
          volume create new --label tier=db --label note=a=b --owner 770:771 --mode 750
          volume create new -o json
          volume create data --mode 0700
          volume create 'a b'
+         volume create -ojson 'a b'
          volume create ../x
          volume create new --owner root
          volume create new --mode 9
@@ -54,6 +58,9 @@ fn volumes() {
          isv data -s --format '{{.Volume.Usage.referenced}} {{.Volume.Usage.compress_ratio}}'
          volume rm my-vol
          rmv my-vol nope my-vol
+         rmv nope data my-vol
+         rmv nope data my-vol -o json
+         volume rm -o json
          rmv data
          rmv data -o json
          volume rm broken
@@ -92,14 +99,19 @@ fn containers() {
          container create FreeBSD
          create --name web -u ntpd:wheel -e A=1 -e B= -J allow.mlock -P --restart on-startup -l disabled --hostname h --workdir /tmp --rm -m data:/var/db -m /mnt:/host:ro -m 'type=volume,src=logs,dst=/var/log,volume-nocopy' FreeBSD:latest@0123456789ab /bin/sh -c 'ls -l /'
          create -e UNKNOWN_HERE FreeBSD
+         create -e 'A B=1' FreeBSD
+         create -e =x FreeBSD
+         create -e 'UNKNOWN HERE' FreeBSD
          create nosuch
          create nosuch -o json
          create -n net FreeBSD
-         create -n net -l host FreeBSD
+         run -n net -l host FreeBSD
          create -l lolnet FreeBSD
          create --name .bad FreeBSD
          create -m a:b:c:d FreeBSD
          create -m abc FreeBSD
+         create -m abc -o json FreeBSD
+         create -m abc FreeBSD -- ls -o json
          create -m a:/b:zz FreeBSD
          create -m v:/ FreeBSD
          create -m :/dst FreeBSD
@@ -108,7 +120,8 @@ fn containers() {
          container stop --time 3 web lucid_austin web
          rmc web
          rmc -f web lucid_austin
-         rmc -f once
+         rmc -f nope web once
+         wait nope web
          rmc nope
          update --env TEST=lol -J x=y --restart on-startup -P --hostname h -u u --name n web /bin/sleep 10
          update -P=false web
@@ -149,12 +162,14 @@ fn images() {
          image tag FreeBSD base@x
          image rm other:new
          rmi FreeBSD
+         rmi FreeBSD other:new
          image save web web:v1 --cmd '/usr/sbin/nginx -x' --user www -e A=1
          image export FreeBSD
          image prune -f
          image prune -a -f
          image prune -a --dry-run
-         image import /nonexistent/file base",
+         image import /nonexistent/file base
+         image export FreeBSD -o /nonexistent/file",
     );
     runs.with_input(&daemon, &strings(&["image", "import", "-", "base:14"]), "a stream");
     runs.with_input(
@@ -187,6 +202,64 @@ fn system() {
          volume rm",
     );
     runs.compare();
+}
+
+#[test]
+fn a_command_that_is_not_whole_shows_its_help() {
+    let daemon = daemon::start();
+    for (words, usage) in [
+        (&[][..], "Usage: klee [OPTIONS] <COMMAND>"),
+        (&["--theme", "simple"], "Usage: klee [OPTIONS] <COMMAND>"),
+        (&["volume"], "Usage: klee volume [OPTIONS] <COMMAND>"),
+        (&["image", "--theme", "simple"], "Usage: klee image [OPTIONS] <COMMAND>"),
+    ] {
+        let done = daemon.run(words);
+        assert_eq!((done.status, done.stderr.as_str()), (0, ""), "{words:?}");
+        assert!(done.stdout.contains(usage), "{words:?}: {}", done.stdout);
+        assert!(done.stdout.ends_with('\n') && !done.stdout.contains("lsv"), "{words:?}");
+    }
+}
+
+#[test]
+fn a_shortcut_has_the_help_of_what_it_stands_for() {
+    let daemon = daemon::start();
+    for (shortcut, group, verb) in [
+        ("lsv", "volume", "ls"),
+        ("rmi", "image", "rm"),
+        ("isc", "container", "inspect"),
+        ("run", "container", "run"),
+        ("restart", "container", "restart"),
+        ("info", "system", "info"),
+    ] {
+        for help in ["-h", "--help"] {
+            let short = daemon.run(&[shortcut, help]).stdout;
+            let long = daemon.run(&[group, verb, help]).stdout;
+            assert_eq!(
+                short,
+                long.replace(&format!("klee {group} {verb} "), &format!("klee {shortcut} "))
+            );
+        }
+    }
+}
+
+#[test]
+fn the_environment_stands_for_options() {
+    let daemon = daemon::start();
+    for (theme, expected) in [("simple", "+---"), ("", "\u{2500}")] {
+        let done = run(daemon.klee(&["lsv"]).env("KLEE_THEME", theme), b"");
+        assert!(done.stdout.contains(expected), "{theme}: {done:?}");
+    }
+    let done = run(daemon.klee(&["lsv", "--theme", "fancy"]).env("KLEE_THEME", "simple"), b"");
+    assert!(done.stdout.contains('\u{2500}'), "{done:?}");
+    let done = run(daemon.klee(&["lsv"]).env("KLEE_THEME", "pink"), b"");
+    assert_eq!(
+        (done.status, done.stderr.as_str()),
+        (2, "klee: KLEE_THEME is fancy or simple, not 'pink'\n")
+    );
+    let elsewhere =
+        run(daemon.klee(&["lsv", "--host", "/nonexistent/socket"]).env_remove("X"), b"");
+    assert_eq!(elsewhere.status, 10, "{elsewhere:?}");
+    assert_eq!(run(klee(&["info"]).env("KLEE_HOST", ""), b"").status, 10);
 }
 
 #[test]

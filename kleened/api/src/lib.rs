@@ -23,7 +23,7 @@ mod lenient;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ErrorBody, ErrorCode};
-pub use name::{ContainerName, Id, ImageRef, NameError, VolumeName};
+pub use name::{ContainerName, Id, ImageRef, NameError, VolumeName, check_variable};
 pub use size::{Ratio, Size};
 pub use timestamp::Timestamp;
 

@@ -180,9 +180,36 @@ impl fmt::Display for ImageRef {
     }
 }
 
+/// Checks the name in an environment variable `NAME=VALUE`, or a `NAME` alone.
+///
+/// # Errors
+///
+/// An empty name; one with a blank or a control character in it.
+pub fn check_variable(text: &str) -> Result<(), NameError> {
+    let name = text.split('=').next().unwrap_or_default();
+    if !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Ok(());
+    }
+    Err(NameError {
+        what: "environment variable",
+        text: text.to_owned(),
+        rule: "a variable is NAME=VALUE, and NAME is not empty and holds no blank or control character",
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_have_names() {
+        for good in ["A", "a.b-c", "_=", "Æ=a b=c"] {
+            assert_eq!(check_variable(good), Ok(()));
+        }
+        for bad in ["", "=x", "A B", " A=x", "A\t", "A\0=B"] {
+            assert!(check_variable(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
 
     #[test]
     fn volume_names_follow_the_rule() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kleened_api::container::{ContainerConfig, ContainerInspect, ContainerSummary};
 use kleened_api::mount::{self, MountPoint, MountPointConfig, MountType};
-use kleened_api::{ContainerName, Id, Timestamp, VolumeName};
+use kleened_api::{ContainerName, Id, Timestamp, VolumeName, check_variable};
 
 use super::catalogue::{ContainerEntry, Run};
 use super::journal::Intent;
@@ -441,10 +441,10 @@ fn check_sources(mounts: &[MountPointConfig]) -> Result<()> {
 /// That every entry is `NAME=VALUE`.
 pub(super) fn check_env(env: &[String]) -> Result<()> {
     for entry in env {
-        let name = entry.split_once('=').map(|(name, _)| name);
-        if name.is_none_or(str::is_empty) || entry.contains('\0') {
+        check_variable(entry)?;
+        if !entry.contains('=') || entry.contains('\0') {
             return Err(Error::Invalid(format!(
-                "environment variable '{}' is not NAME=VALUE",
+                "environment variable '{}' is not NAME=VALUE without a NUL byte",
                 entry.escape_default()
             )));
         }
@@ -473,7 +473,8 @@ mod tests {
             |entries: &[&str]| entries.iter().map(|&entry| entry.to_owned()).collect::<Vec<_>>();
         let merged = merge_env(&list(&["B=1", "A=1"]), &list(&["C=3", "B=2=2", "C="])).unwrap();
         assert_eq!(merged, list(&["A=1", "B=2=2", "C="]));
-        assert!(merge_env(&[], &list(&["A"])).is_err());
-        assert!(merge_env(&[], &list(&["=x"])).is_err());
+        for bad in ["A", "=x", "A B=1", "A=\0"] {
+            assert!(merge_env(&[], &list(&[bad])).is_err(), "{bad:?} was accepted");
+        }
     }
 }

@@ -209,12 +209,16 @@ impl Engine {
     fn destroy_image(&self, id: &Id) -> Result<()> {
         {
             let catalogue = self.catalogue();
-            catalogue.show_image(&*self.storage, id)?;
+            let image = catalogue.show_image(&*self.storage, id)?;
             let users: Vec<String> = catalogue
                 .clones(id)
                 .map(|(id, entry)| format!("container {} ({id})", entry.record.name))
                 .collect();
-            catalogue.refuse_users(Kind::Image, id.as_str(), users)?;
+            let name = match (image.name.as_str(), image.tag.as_str()) {
+                ("", _) => id.to_string(),
+                (name, tag) => format!("{name}:{tag} ({id})"),
+            };
+            catalogue.refuse_users(Kind::Image, &name, users)?;
         }
         self.storage
             .destroy(&DatasetPath::image(id))
