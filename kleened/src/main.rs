@@ -46,7 +46,7 @@ fn main() -> ExitCode {
             print!("{}", config::sample());
             ExitCode::SUCCESS
         }
-        Some(Command::Configtest { sample: false }) => ended(test(file), 1),
+        Some(Command::Configtest { sample: false }) => ended(test(file), EX_CONFIG),
         Some(Command::Supervise { dir }) => platform::supervise(&dir),
     }
 }

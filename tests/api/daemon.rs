@@ -42,7 +42,7 @@ fn configtest_says_what_is_wrong_and_where() {
     ] {
         fs::write(&file, text).unwrap();
         let (status, out, error) = kleened(&["configtest", "--config", name]);
-        assert_eq!((status, out.as_str()), (Some(1), ""));
+        assert_eq!((status, out.as_str()), (Some(78), ""));
         assert!(error.starts_with("kleened: ") && error.contains(says), "{error}");
         // The daemon refuses it before it touches anything.
         let (status, _, error) = kleened(&["--config", name]);
