@@ -63,18 +63,14 @@ pub enum Error {
         name: String,
     },
     /// The object exists and differs from what was asked for.
-    #[error("{kind} {name} exists with another {field}: it has {present}, {wanted} was asked for")]
+    #[error("{kind} {name} exists with {}", join(.differences))]
     Conflict {
         /// The kind.
         kind: Kind,
         /// The name.
         name: String,
-        /// The field that differs.
-        field: &'static str,
-        /// What it has.
-        present: String,
-        /// What was asked for.
-        wanted: String,
+        /// What differs.
+        differences: Vec<Difference>,
     },
     /// The name belongs to another object.
     #[error("{kind} name {name} is taken by {by}")]
@@ -151,6 +147,25 @@ pub enum Error {
     /// A tear-down that went on after errors.
     #[error("{}", .0.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
+}
+
+/// A field in which what is there differs from what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// The field.
+    pub field: &'static str,
+    /// What it has.
+    pub present: String,
+    /// What was asked for.
+    pub wanted: String,
+}
+
+fn join(differences: &[Difference]) -> String {
+    let text = |Difference { field, present, wanted }: &Difference| {
+        let other = if field.ends_with('s') { "other" } else { "another" };
+        format!("{other} {field}: it has {present}, {wanted} was asked for")
+    };
+    differences.iter().map(text).collect::<Vec<_>>().join("; ")
 }
 
 impl Error {

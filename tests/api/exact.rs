@@ -27,6 +27,12 @@ fn statuses_say_what_is_wrong() {
     let other = json!({"name": "v", "labels": {"a": "2"}});
     let text = refused(&daemon, create, other.clone(), ErrorCode::Conflict);
     assert!(text.contains("labels"), "{text}");
+    let all = json!({"name": "v", "labels": {}, "owner": "1:2", "mode": "0750"});
+    assert_eq!(
+        refused(&daemon, create, all, ErrorCode::Conflict),
+        "volume v exists with other labels: it has a=1, none was asked for; another owner: it has \
+         none, 1:2 was asked for; another mode: it has none, 0750 was asked for"
+    );
     // Kleene's client could only die of a 409.
     assert_eq!(kleene(&daemon, create, other).0, 500);
 

@@ -13,7 +13,7 @@ use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::VolumeRecord;
 use super::{Engine, ident, log_failure, profile};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Difference, Error, Kind, Result};
 use crate::storage::{self, Area, DatasetPath, Usage};
 
 impl Engine {
@@ -188,22 +188,17 @@ impl Engine {
 /// That a volume which exists is what was asked for.
 fn same(name: &VolumeName, entry: &VolumeEntry, config: &VolumeConfig) -> Result<()> {
     let record = &entry.record;
-    let differs = |field, present: String, wanted: String| {
-        Err(Error::Conflict { kind: Kind::Volume, name: name.to_string(), field, present, wanted })
-    };
     if let Some(fault) = &entry.fault {
         return Err(Error::Invalid(format!("volume {name} exists and cannot be used: {fault}")));
     }
-    if let Some(labels) = &config.labels
-        && *labels != record.labels
-    {
-        return differs("labels", list(&record.labels), list(labels));
-    }
-    if let Some(properties) = &config.properties
-        && *properties != record.properties
-    {
-        return differs("properties", list(&record.properties), list(properties));
-    }
+    let maps = [
+        ("labels", &record.labels, &config.labels),
+        ("properties", &record.properties, &config.properties),
+    ];
+    let maps = maps.into_iter().filter_map(|(field, present, wanted)| {
+        let wanted = wanted.as_ref().filter(|wanted| *wanted != present)?;
+        Some(Difference { field, present: list(present), wanted: list(wanted) })
+    });
     let fields = [
         ("owner", text(&record.owner), text(&config.owner)),
         ("mode", text(&record.mode), text(&config.mode)),
@@ -211,13 +206,15 @@ fn same(name: &VolumeName, entry: &VolumeEntry, config: &VolumeConfig) -> Result
         ("reserve", text(&record.reserve), text(&config.reserve)),
         ("profile", text(&record.profile), text(&config.profile)),
     ];
-    for (field, present, wanted) in fields {
-        if wanted.is_some() && wanted != present {
-            let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".into());
-            return differs(field, or_none(present), or_none(wanted));
-        }
+    let fields = fields.into_iter().filter_map(|(field, present, wanted)| {
+        let wanted = wanted.filter(|wanted| Some(wanted) != present.as_ref())?;
+        Some(Difference { field, present: present.unwrap_or_else(|| "none".into()), wanted })
+    });
+    let differences: Vec<Difference> = maps.chain(fields).collect();
+    if differences.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Conflict { kind: Kind::Volume, name: name.to_string(), differences })
 }
 
 fn text<T: ToString>(value: &Option<T>) -> Option<String> {
