@@ -98,7 +98,7 @@ pub(crate) struct Create {
     pub(crate) process: ProcessOptions,
     /// A mount: SOURCE:DESTINATION[:ro|rw][,nocopy], where SOURCE is the name of a volume or an
     /// absolute path of the host, or type=volume,source=NAME,target=PATH[,readonly]
-    /// [,volume-nocopy][,volume-subpath=PATH].
+    /// [,volume-nocopy][,volume-subpath=PATH], where a volume without a source gets a random name.
     #[arg(short, long = "mount", value_name = "MOUNT")]
     pub(crate) mounts: Vec<MountPointConfig>,
     /// A jail parameter, see jail(8).

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::thread;
 
-use kleene_tests::harness::Daemon;
+use kleene_tests::harness::{Daemon, eventually};
 use kleene_tests::image::listing;
 use serde_json::json;
 
@@ -219,6 +219,25 @@ fn prune_takes_what_nobody_names() {
     asked.fails(1);
     assert_eq!(daemon.run("volume prune -f").ok(), "a\nb");
     assert_eq!(daemon.run("volume ls -q").ok(), "kept");
+}
+
+#[test]
+fn a_mount_without_a_name_has_a_volume_of_its_own() {
+    let daemon = Daemon::with_image();
+    let mount = "type=volume,target=/usr/share/site";
+    daemon.klee(["run", "--name", "kept", "-m", mount, "base", "true"]).ok();
+    let name = daemon.run("lsv -q").ok();
+    assert!(name.parse::<kleened_api::VolumeName>().is_ok(), "{name:?}");
+    // It is filled as any other, and stays with the container.
+    assert!(daemon.volume(&name).join("index.html").exists());
+    let inspect = daemon.inspect("container", "kept");
+    assert_eq!(inspect["container_mountpoints"][0]["source"], name.as_str());
+    daemon.klee(["run", "--rm", "-m", mount, "base", "ls", "/usr/share/site/index.html"]).ok();
+    eventually("the removal", || daemon.run("lsv -q").ok() == name);
+    daemon.run("rmc kept").ok();
+    assert_eq!(daemon.run("volume prune -f").ok(), name);
+    let refused = daemon.klee(["run", "-m", "type=bind,target=/x", "base", "true"]).fails(125);
+    assert!(refused.contains("the source is missing"), "{refused}");
 }
 
 #[test]

@@ -47,6 +47,10 @@ pub struct MountPointConfig {
     /// Whether the image's content stays out of a new volume.
     #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
     pub nocopy: bool,
+    /// Whether the volume is one of the container's own: the daemon gives it a random name, and
+    /// removes it with a container that is removed when it has ended. Asked for without a source.
+    #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
+    pub anonymous: bool,
     /// A path inside the volume that is mounted instead of its root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subpath: Option<String>,
@@ -101,10 +105,17 @@ impl MountPointConfig {
             )));
         }
         let source = match self.kind {
+            MountType::Volume if self.anonymous && self.source.is_empty() => String::new(),
+            _ if self.anonymous => {
+                return Err(fail("an anonymous mount is of a volume, and names none".into()));
+            }
             MountType::Volume => match self.source.parse::<VolumeName>() {
                 Ok(name) => name.to_string(),
                 Err(error) => return Err(fail(error.to_string())),
             },
+            MountType::Nullfs if self.source.is_empty() => {
+                return Err(fail("the source is missing: an absolute host path".into()));
+            }
             MountType::Nullfs => match normal_path(&self.source) {
                 Some(path) => path,
                 None => {
@@ -239,6 +250,7 @@ fn parse_short(text: &str) -> Result<MountPointConfig, String> {
         destination: destination.to_owned(),
         read_only,
         nocopy,
+        anonymous: false,
         subpath: None,
     })
 }
@@ -251,8 +263,10 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
         destination: String::new(),
         read_only: false,
         nocopy: false,
+        anonymous: false,
         subpath: None,
     };
+    let mut sourced = false;
     for field in text.split(',') {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
@@ -272,7 +286,10 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
                     _ => return Err("'type' is 'volume', 'nullfs' or 'bind'".into()),
                 });
             }
-            "source" | "src" => mount.source = text()?,
+            "source" | "src" => {
+                sourced = true;
+                mount.source = text()?;
+            }
             "target" | "destination" | "dst" => mount.destination = text()?,
             "readonly" | "ro" => mount.read_only = flag()?,
             "volume-nocopy" => mount.nocopy = flag()?,
@@ -284,6 +301,15 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
                 ));
             }
         }
+    }
+    // As with Docker. An empty source is more likely a variable that is not set.
+    mount.anonymous = !sourced && kind == Some(MountType::Volume);
+    if !sourced && !mount.anonymous {
+        return Err(
+            "the source is missing: write source=NAME or source=/HOST/PATH, or type=volume \
+                    for a volume with a random name"
+                .into(),
+        );
     }
     mount.kind = kind.unwrap_or(if mount.source.starts_with('/') {
         MountType::Nullfs
@@ -320,6 +346,12 @@ mod tests {
         assert!(mount.read_only && mount.nocopy);
         assert_eq!(parse("type=bind,src=/h,dst=/d").unwrap().kind, MountType::Nullfs);
         assert!(!parse("type=volume,src=v,dst=/d,ro=false").unwrap().read_only);
+        let mount = parse("type=volume,target=/d").unwrap();
+        assert!(mount.anonymous && mount.source.is_empty());
+        for missing in ["type=bind,target=/d", "type=nullfs,dst=/d", "target=/d,ro"] {
+            let error = parse(missing).unwrap_err().to_string();
+            assert!(error.contains("the source is missing"), "{missing}: {error}");
+        }
     }
 
     #[test]
@@ -338,6 +370,7 @@ mod tests {
             "../x:/d",
             "a b:/d",
             "type=volume,source=v",
+            "type=volume,source=,target=/d",
             "type=tmpfs,target=/d",
             "type=volume,source=v,target=/d,color=red",
             "type=bind,source=/h,target=/d,volume-subpath=x",

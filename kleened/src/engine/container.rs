@@ -115,7 +115,10 @@ impl Engine {
                     .into(),
             ));
         }
-        let mounts = mount::checked(config.mounts)?;
+        let mut mounts = mount::checked(config.mounts)?;
+        for mount in mounts.iter_mut().filter(|mount| mount.anonymous) {
+            mount.source = ident::new().to_string();
+        }
         let record = ContainerRecord {
             created: Timestamp::now(),
             name,
@@ -385,6 +388,14 @@ impl Engine {
             return Err(Error::State { kind: Kind::Container, name, state });
         }
         Ok(())
+    }
+
+    /// The names of the volumes that the container's mounts got without asking for a name.
+    pub(super) fn anonymous_volumes(&self, id: &Id) -> Vec<String> {
+        let catalogue = self.catalogue();
+        let mounts = catalogue.containers.get(id).map(|entry| &entry.record.mounts);
+        let own = mounts.into_iter().flatten().filter(|mount| mount.anonymous);
+        own.map(|mount| mount.source.clone()).collect()
     }
 
     /// The caller holds the container's lock.

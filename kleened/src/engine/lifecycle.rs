@@ -162,7 +162,7 @@ impl Engine {
     }
 
     /// As [`tidy_up`](Self::tidy_up). The caller holds the container's lock.
-    fn settle_ended(&self, running: &Running, code: Option<i32>) -> Result<bool> {
+    fn settle_ended(self: &Arc<Self>, running: &Running, code: Option<i32>) -> Result<bool> {
         let id = &running.container;
         let fail = || Error::platform("tidy up container", id);
         let (run, remove) = match self.catalogue().containers.get(id) {
@@ -191,7 +191,12 @@ impl Engine {
         if remove {
             // Those who wait for it wait until it is gone.
             run.send_replace(Run::Removing);
+            let own = self.anonymous_volumes(id);
             log_failure(format_args!("remove container {id}"), self.destroy_container(id));
+            for name in own {
+                // One that another container names by now stays.
+                log_failure(format_args!("remove volume {name}"), self.remove_volume(&name));
+            }
         }
         run.send_replace(Run::Stopped(exited));
         Ok(true)
