@@ -115,6 +115,19 @@ impl Daemon {
         daemon
     }
 
+    /// A daemon whose root is in memory, where no copy is only a reference; `None` on a pool.
+    #[must_use]
+    pub fn start_in_memory() -> Option<Self> {
+        let mut daemon = Self::prepare("", &[]);
+        if daemon.room.is_some() {
+            return None;
+        }
+        let home = daemon.home().display();
+        daemon.prelude = format!("cd {home}; mkdir -p root; mount -t tmpfs -o size=4g none root");
+        daemon.boot();
+        Some(daemon)
+    }
+
     /// A daemon that can't store more than that.
     #[must_use]
     pub fn start_within(mib: u64) -> Self {

@@ -50,7 +50,7 @@ pub fn configure(file: Option<&Path>) -> Result<Config> {
     Ok(config)
 }
 
-/// Serves until SIGTERM or SIGINT. Then what is under way is finished, the socket is gone, and
+/// Serves until SIGTERM or SIGINT. Then what is under way is finished or taken back, the socket is gone, and
 /// containers go on running. SIGHUP reads `file` again.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ async fn serve(file: Option<&Path>, mut config: Config, filter: &LogFilter) -> R
     loop {
         tokio::select! {
             name = stop.asked() => {
-                tracing::info!("{name}: finishing what is under way");
+                tracing::info!("{name}: ending what is under way");
                 break;
             }
             _ = hangup.recv() => match reload(file, &config, &engine, &server, filter) {

@@ -196,6 +196,18 @@ impl Error {
         move |source| Self::Io { verb, object, source: source.into() }
     }
 
+    /// Whether a copy was cancelled, and nothing else went wrong.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            Self::Io { source, .. }
+            | Self::Storage { source: storage::Error::Io { source, .. }, .. } => {
+                source.kind() == io::ErrorKind::Interrupted
+            }
+            _ => false,
+        }
+    }
+
     /// The stable code.
     #[must_use]
     pub fn code(&self) -> ErrorCode {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Stdio;
 
 use kleene_tests::harness::{Daemon, Ran, eventually, has};
 use kleene_tests::image::{Archive, header, listing};
@@ -274,6 +275,40 @@ fn a_client_that_hangs_up_stops_nothing() {
     });
     assert_eq!(daemon.run("image ls -o json").ok().matches("half").count(), 0);
     assert_eq!(daemon.run("container ls -aq").ok().lines().count(), 1);
+}
+
+#[test]
+fn a_stop_cuts_long_copies_short() {
+    for verb in ["image save c large", "container create --name d image"] {
+        let Some(mut daemon) = Daemon::start_in_memory() else { return };
+        daemon.import(&kleene_tests::image::busybox());
+        daemon.run("run --name c base dd if=/dev/zero of=/large bs=1M count=600").ok();
+        if verb.starts_with("container") {
+            daemon.run("image save c image").ok();
+        }
+        let inside = format!("/proc/{}/root{}", daemon.pid(), daemon.root().display());
+        let used = || {
+            let found = rustix::fs::statvfs(&*inside).unwrap();
+            (found.f_blocks - found.f_bfree) * found.f_frsize
+        };
+        let before = used();
+        let client = daemon
+            .client()
+            .args(verb.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        while used() < before + (32 << 20) {
+            std::thread::yield_now();
+        }
+        assert!(daemon.stop().success());
+        let ran: Ran = client.wait_with_output().unwrap().into();
+        assert_eq!(ran.stdout, "", "{verb} was not cut short");
+        assert!(ran.stderr.contains("the daemon is stopping"), "{ran:?}");
+        assert!(!daemon.log().contains("ERROR"), "{}", daemon.log());
+        assert!(!daemon.log().contains("not waiting"), "{}", daemon.log());
+    }
 }
 
 #[test]

@@ -116,9 +116,12 @@ impl Engine {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = config.into();
     }
 
-    /// No change is begun any more, and those under way have ended. Containers go on running.
+    /// No change is begun any more, and those under way have ended: what waits or copies is taken back
+    /// and fails with [`Error::Stopping`]. Containers go on running.
     pub async fn shutdown(&self) {
         self.changes.close();
+        self.operations.cancel();
+        self.storage.interrupt();
         self.changes.wait().await;
     }
 
@@ -167,23 +170,29 @@ impl Engine {
     ) -> Pending<T> {
         let progress = Arc::new(Progress::default());
         let (operation, state) = self.operations.begin(what.clone(), Arc::clone(&progress));
+        let cancelled = Arc::clone(&progress);
         let (sender, result) = tokio::sync::oneshot::channel();
         let engine = Arc::clone(self);
         let work = async move {
             // It is counted from before this question on, so that a stop waits for it or it does not
             // begin.
-            let result = if engine.changes.is_closed() {
-                Err(Error::Stopping)
-            } else {
-                let held = engine.locks.acquire(wanted).await;
-                let worker = Arc::clone(&engine);
-                tokio::task::spawn_blocking(move || {
-                    let _held = held;
-                    job(&worker, &progress)
-                })
-                .await
-                .unwrap_or(Err(Error::Failed))
+            let stopping = engine.changes.is_closed();
+            let held = if stopping { None } else { Some(engine.locks.acquire(wanted).await) };
+            let result = match held {
+                Some(held) if !cancelled.is_cancelled() => {
+                    let worker = Arc::clone(&engine);
+                    let done = tokio::task::spawn_blocking(move || {
+                        let _held = held;
+                        job(&worker, &progress)
+                    });
+                    done.await.unwrap_or(Err(Error::Failed))
+                }
+                _ => Err(Error::Stopping),
             };
+            let result = result.map_err(|error| {
+                let interrupted = cancelled.is_cancelled() && error.is_interrupted();
+                if interrupted { Error::Stopping } else { error }
+            });
             match &result {
                 Ok(_) => tracing::info!("{what}"),
                 Err(error) => tracing::warn!("{what}: {}", error.body()),

@@ -137,6 +137,11 @@ impl Operations {
         (id, sender)
     }
 
+    /// Every operation under way is asked to end.
+    pub(super) fn cancel(&self) {
+        self.lock().entries.values().for_each(|entry| entry.progress.cancel());
+    }
+
     /// Reports the end.
     pub(super) fn end<T: Reply>(&self, sender: &watch::Sender<Operation>, result: &Result<T>) {
         sender.send_modify(|operation| match result {

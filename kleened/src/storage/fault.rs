@@ -317,6 +317,10 @@ impl Driver for Fault {
         self.call("clone_from", || self.inner.clone_from(snapshot, to, spec))
     }
 
+    fn interrupt(&self) {
+        self.inner.interrupt();
+    }
+
     fn streams(&self) -> Option<&dyn Streams> {
         self.inner.streams().map(|_| self as &dyn Streams)
     }

@@ -421,6 +421,11 @@ pub trait Driver: Send + Sync + fmt::Debug {
         spec: &DatasetSpec,
     ) -> Result<()>;
 
+    /// The daemon stops: calls that copy, under way or made later, may fail soon with [`Error::Io`] of
+    /// kind `Interrupted` instead of taking as long as they take. As after any failure nothing has
+    /// changed then.
+    fn interrupt(&self) {}
+
     /// Snapshots as streams, where the driver has them.
     fn streams(&self) -> Option<&dyn Streams>;
 

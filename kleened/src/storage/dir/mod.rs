@@ -154,7 +154,8 @@ fn names_in(area: Area, dir: &OwnedFd) -> Result<Vec<DatasetPath>> {
 fn copy_into(draft: &Draft<'_>, from: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     draft.make_directory(name)?;
     let to = open_directory(draft.fd(), name)?;
-    copy::tree(from, to.as_fd(), &copy::Options::default())?;
+    let progress = Some(draft.copies());
+    copy::tree(from, to.as_fd(), &copy::Options { progress, ..copy::Options::default() })?;
     point();
     sync_file_system(&to)
 }
@@ -287,6 +288,10 @@ impl Driver for Dir {
         copy_into(&draft, source.as_fd(), DATA)
             .map_err(|error| Error::io("clone", format!("{snapshot} to {to}"), error))?;
         self.publish(draft, to, spec)
+    }
+
+    fn interrupt(&self) {
+        self.store.copies.cancel();
     }
 
     fn streams(&self) -> Option<&dyn Streams> {

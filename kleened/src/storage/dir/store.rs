@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::super::{Area, DatasetPath, Error, Result};
 use super::point;
+use crate::copy::Progress;
 
 pub(super) const KLEENE: &str = ".kleene";
 pub(super) const DATASETS: &str = "datasets";
@@ -54,6 +55,8 @@ pub(super) struct Store {
     pub(super) commit: OwnedFd,
     pub(super) dead: OwnedFd,
     pub(super) locks: Locks,
+    /// What can end all copies.
+    pub(super) copies: Progress,
     /// Held for writing between the two calls that bring a dataset to its place.
     linking: RwLock<()>,
 }
@@ -87,6 +90,7 @@ impl Store {
             commit: commit?,
             dead: dead?,
             locks: Locks::default(),
+            copies: Progress::new(),
             linking: RwLock::default(),
         })
     }
@@ -427,6 +431,10 @@ pub(super) struct Draft<'s> {
 impl Draft<'_> {
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    pub(super) fn copies(&self) -> &Progress {
+        &self.store.copies
     }
 
     /// Makes a directory of owner 0:0 and mode 0755 in it, whatever the umask.
