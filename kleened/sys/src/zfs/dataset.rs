@@ -9,7 +9,8 @@ use libzfs_sys::{LZC_DATASET_TYPE_ZFS, nvlist};
 
 use super::Zfs;
 use super::error::{Error, Item, c_name, c_text};
-use super::nvlist::{List, NvList, Value};
+use super::list::{List, Value};
+use super::nvlist::NvList;
 
 /// A bookmark: what remains of a snapshot, and what an increment can start from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -344,7 +345,9 @@ impl Zfs {
     /// `NotFound`.
     pub fn sync(&self, pool: &str) -> Result<(), Error> {
         let c = c_name("sync", pool)?;
-        let arguments = NvList::new()?;
+        let mut arguments = NvList::new()?;
+        // Not where nothing was changed.
+        arguments.put_bool("force", false)?;
         let sync = self.core.lzc_sync;
         // SAFETY: the name is a C string, the list valid, and the result is not used by the call.
         done("sync", pool, unsafe { sync(c.as_ptr(), arguments.as_ptr(), ptr::null_mut()) })

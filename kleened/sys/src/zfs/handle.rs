@@ -10,7 +10,8 @@ use libzfs_sys::{Libzfs, libzfs_handle, zfs_handle, zfs_type};
 
 use super::Zfs;
 use super::error::{Error, c_name, errno_of_libzfs};
-use super::nvlist::{List, NvList};
+use super::list::List;
+use super::nvlist::NvList;
 
 /// How many handles wait for threads to come; those of more are closed.
 const IDLE: usize = 8;

@@ -5,8 +5,11 @@
 //! through a handle that the calling thread has to itself.
 
 mod dataset;
+mod diff;
 mod error;
+mod event;
 mod handle;
+mod list;
 mod mount;
 mod nvlist;
 mod property;
@@ -20,9 +23,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use libzfs_sys::{Core, Libzfs, Nvpair, ZFS_DEV};
 
 pub use dataset::{Bookmark, Limits};
+pub use diff::{Change, ChangeKind};
 pub use error::{Error, Item, Kind, NAME_MAX};
+pub use event::{Event, Events};
+pub use list::{Iter, List, Value};
 pub use mount::{MountFlags, Mounted, dataset_mounted_at, mount_dataset, mounted, unmount};
-pub use nvlist::{Iter, List, NvList, Value};
+pub use nvlist::NvList;
 pub use property::{Described, Properties, Property, PropertyValue, Snapshot, Source};
 pub use stream::{Receive, Received, ResumePoint, SendFlags};
 

@@ -8,7 +8,8 @@ use libzfs_sys::zfs_type;
 use super::Zfs;
 use super::error::{Error, c_name, c_text};
 use super::handle::{Below, Dataset, made};
-use super::nvlist::{List, NvList, Value};
+use super::list::{List, Value};
+use super::nvlist::NvList;
 
 /// A property of a dataset.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,7 +197,7 @@ impl Zfs {
     }
 
     /// The properties of a dataset or snapshot, native and of users, each with its source. All where
-    /// none is wanted by name.
+    /// none is wanted by name. A native one that nobody has set, here or above, is not among them.
     ///
     /// # Errors
     ///

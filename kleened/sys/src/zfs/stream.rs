@@ -315,7 +315,11 @@ fn through_pipe(
     let failed = |error: io::Error| Error::from_io(verb, object, &error);
     let kind = rustix::fs::fstat(to).map_err(|errno| failed(errno.into()))?.st_mode;
     if rustix::fs::FileType::from_raw_mode(kind) == rustix::fs::FileType::Fifo {
-        return done(verb, object, call(to));
+        return match call(to) {
+            // The kernel says so, too, where the reader is gone.
+            libc::EINTR if is_gone(to) => done(verb, object, libc::EPIPE),
+            errno => done(verb, object, errno),
+        };
     }
     let mut out = File::from(to.try_clone_to_owned().map_err(failed)?);
     let (mut reader, writer) = io::pipe().map_err(failed)?;
@@ -333,9 +337,19 @@ fn through_pipe(
         }
     });
     match (errno, copied) {
-        (0 | libc::EPIPE, Err(error)) => Err(failed(error)),
+        (0 | libc::EPIPE | libc::EINTR, Err(error)) => Err(failed(error)),
         (errno, _) => done(verb, object, errno),
     }
+}
+
+/// Whether nobody will read what is written to the pipe.
+#[cfg(target_os = "linux")]
+fn is_gone(pipe: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::from_borrowed_fd(pipe, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready == 1)
+        && polled[0].revents().contains(PollFlags::ERR)
 }
 
 /// Runs `call` with `to`, which the kernel writes to.
