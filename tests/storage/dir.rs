@@ -52,6 +52,25 @@ fn the_layout() {
     );
 }
 
+/// Where no call renames without replacing, a crash can leave a link with both of its names.
+#[test]
+fn a_renaming_that_was_cut_off() {
+    let mut f = fixture();
+    for (old, new) in [("a", "z"), ("y", "b")] {
+        let path = volume(old);
+        f.make(&path);
+        let volumes = f.root().join("volumes");
+        fs::hard_link(volumes.join(old), volumes.join(new)).unwrap();
+        f.open_again();
+        let names: Vec<_> = f.names(Area::Volumes);
+        let [name] = &*names else { panic!("{names:?}") };
+        assert!([old, new].contains(&&**name), "{name}");
+        let path = volume(name);
+        assert_eq!(f.read(&path), volume(old).to_string());
+        f.driver.destroy(&path).unwrap();
+    }
+}
+
 /// What can't be found out is an error, and never "there is none".
 #[test]
 fn a_broken_root_is_not_an_empty_one() {

@@ -7,10 +7,11 @@
 //! | `new/ID` | nothing was decided | removed |
 //! | `dead/ID` | destroyed | removed, with the dataset that the link is of |
 //! | a dataset without a link | a person removed the link | left alone, logged |
+//! | one link with two names | a renaming was cut off | the second name removed |
 //! | two links to a dataset | a person copied one | left alone, logged |
 //! | in an area, no link of ours | a person put it there | left alone |
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -81,15 +82,26 @@ fn is_dead(store: &Store, id: &str) -> bool {
     })
 }
 
-/// The names of every dataset that has any, by its id.
+/// The names of every dataset that has any, by its id. Where `rename(2)` can't keep what is there, a
+/// link gets its new name before it loses the old one: with both, it loses one now.
 fn links(store: &Store) -> Result<HashMap<String, Vec<String>>> {
     let mut found = HashMap::<_, Vec<_>>::new();
+    let mut seen = HashSet::new();
     for area in Area::ALL {
         let dir = store.area(area)?;
         for name in names(dir.as_fd(), area.as_str())? {
             let path = format!("{}/{name}", area.as_str());
-            let link = read_link(dir.as_fd(), &name).map_err(|e| Error::io("look up", &path, e))?;
+            let failed = |error: io::Error| Error::io("look up", &path, error);
+            let link = read_link(dir.as_fd(), &name).map_err(failed)?;
             if let Some(Link::Dataset(id)) = link {
+                let about = rustix::fs::statat(&dir, &*name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|errno| failed(errno.into()))?;
+                if !seen.insert((about.st_dev, about.st_ino)) {
+                    rustix::fs::unlinkat(&dir, &*name, AtFlags::empty())
+                        .map_err(|errno| Error::io("finish renaming", &path, errno))?;
+                    sync_dir(&dir).map_err(failed)?;
+                    continue;
+                }
                 found.entry(id).or_default().push(path);
             }
         }
