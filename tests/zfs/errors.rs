@@ -5,6 +5,7 @@ use std::io;
 use kleened_sys::zfs::{Error, Kind, NvList, SendFlags};
 
 use crate::fixture::{Area, pool, texts};
+use crate::pools::noise;
 
 /// Every call that takes one name, on that name.
 fn calls(zfs: &'static kleened_sys::zfs::Zfs, name: &str) -> Vec<Result<(), Error>> {
@@ -112,14 +113,4 @@ fn errors_have_kinds_and_say_what_to_do() {
     let error = zfs.create(&area.at("two"), &small).unwrap_err();
     assert!(matches!(error.kind(), Kind::NoSpace | Kind::QuotaExceeded), "{error}");
     assert!(!zfs.exists(&area.at("two")).unwrap());
-}
-
-/// Bytes that can't be compressed.
-fn noise(length: usize) -> Vec<u8> {
-    let mut seed = 1u64;
-    let mut next = || {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        seed.to_le_bytes()[7]
-    };
-    (0..length).map(|_| next()).collect()
 }

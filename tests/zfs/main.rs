@@ -8,5 +8,6 @@ mod fixture;
 mod leaks;
 mod lists;
 mod mounts;
+mod pools;
 mod properties;
 mod streams;

@@ -218,6 +218,42 @@ fn pipes_and_sockets_and_ends_that_go_away() {
 }
 
 #[test]
+fn encrypted_blocks_go_as_they_are() {
+    let Some(area) = Area::new() else { return };
+    let zfs = area.zfs;
+    let (secret, copy) = (area.at("secret"), area.at("copy"));
+    let key = area.dir.path().join("key");
+    fs::write(&key, [7; 32]).unwrap();
+    let location = format!("keylocation=file://{}", key.display());
+    let with_key = ["-o", "encryption=on", "-o", "keyformat=raw", "-o", &location];
+    let run = |arguments: &[&str]| assert!(program(arguments).status().unwrap().success());
+    run(&[&["create", "-o", "mountpoint=none"], &with_key[..], &[&secret]].concat());
+    fs::write(area.mount(&secret).path().join("file"), b"plain".repeat(50_000)).unwrap();
+    let a = format!("{secret}@a");
+    zfs.snapshot(&[&a], &texts(&[])).unwrap();
+    let expected = content(&area, &secret);
+    // Without the key.
+    run(&["unload-key", &secret]);
+    let raw = SendFlags { raw: true, ..SendFlags::FAST };
+    let mut file = tempfile::tempfile_in(area.dir.path()).unwrap();
+    let error = zfs.send(&a, None, SendFlags::FAST, file.as_fd()).unwrap_err();
+    assert_eq!(error.kind(), Kind::NotPermitted, "{error}");
+    assert!(zfs.send_size(&a, None, raw).unwrap() > 0);
+    file.set_len(0).unwrap();
+    file.rewind().unwrap();
+    zfs.send_with_properties(&a, None, raw, &texts(&[(RECORD, "raw")]), file.as_fd()).unwrap();
+    file.rewind().unwrap();
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(!bytes.windows(5).any(|part| part == b"plain"));
+    file.rewind().unwrap();
+    zfs.receive(&format!("{copy}@a"), &Receive::default(), file.as_fd()).unwrap();
+    assert_eq!(zfs.properties(&copy, &[RECORD]).unwrap().own_text(RECORD), Some("raw"));
+    run(&["load-key", "-L", &format!("file://{}", key.display()), &copy]);
+    assert_eq!(content(&area, &copy), expected);
+}
+
+#[test]
 fn damaged_streams_are_no_harm() {
     let Some(area) = Area::new() else { return };
     let zfs = area.zfs;

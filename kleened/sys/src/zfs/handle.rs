@@ -133,8 +133,14 @@ impl Handle {
         let text = unsafe { (self.library.libzfs_error_description)(self.as_ptr()) };
         // What the handle knows of the pools may be why.
         self.forget_pools();
-        let error = Error::new(verb, object, errno_of_libzfs(errno));
-        match text_at(text) {
+        let text = text_at(text);
+        let errno = match text.as_deref() {
+            // Its number, `EZFS_POOLREADONLY`, is not the same in all versions.
+            Some("pool is read-only") => libc::EROFS,
+            _ => errno_of_libzfs(errno),
+        };
+        let error = Error::new(verb, object, errno);
+        match text {
             Some(text) => error.detail(text),
             None => error,
         }
