@@ -22,6 +22,10 @@ pub fn connect(dir: BorrowedFd<'_>, name: &str) -> io::Result<UnixStream> {
     host::connect(dir, name)
 }
 
+/// A socket that has this name in the directory.
+#[cfg(target_os = "freebsd")]
+pub(crate) use host::bind;
+
 #[cfg(target_os = "linux")]
 mod host {
     use super::{BorrowedFd, UnixListener, UnixStream, io};
@@ -39,6 +43,7 @@ mod host {
 #[cfg(target_os = "freebsd")]
 mod host {
     use super::{BorrowedFd, UnixListener, UnixStream, io};
+    use nix::NixPath;
     use nix::sys::socket::{SockaddrLike, UnixAddr};
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
     use std::os::fd::{AsRawFd, OwnedFd};
@@ -64,7 +69,7 @@ mod host {
         Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
     }
 
-    pub(super) fn listen(dir: BorrowedFd<'_>, name: &str) -> io::Result<UnixListener> {
+    pub(crate) fn bind<N: NixPath + ?Sized>(dir: BorrowedFd<'_>, name: &N) -> io::Result<OwnedFd> {
         let (socket, address) = (socket()?, UnixAddr::new(name)?);
         let (dir, fd) = (dir.as_raw_fd(), socket.as_raw_fd());
         // SAFETY: the address is valid for its length, and the kernel only reads it.
@@ -72,6 +77,11 @@ mod host {
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
+        Ok(socket)
+    }
+
+    pub(super) fn listen(dir: BorrowedFd<'_>, name: &str) -> io::Result<UnixListener> {
+        let socket = bind(dir, name)?;
         rustix::net::listen(&socket, 128)?;
         Ok(socket.into())
     }

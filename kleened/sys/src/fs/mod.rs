@@ -110,30 +110,7 @@ pub fn make_socket(dir: BorrowedFd<'_>, name: &CStr, mode: Mode) -> io::Result<(
     rustix::fs::mknodat(dir, name, rustix::fs::FileType::Socket, mode, 0)?;
     #[cfg(target_os = "freebsd")]
     {
-        use std::os::fd::AsRawFd;
-
-        use nix::sys::socket::{SockaddrLike, UnixAddr};
-        unsafe extern "C" {
-            // `bind(2)` relative to a directory; not in the libc crate.
-            fn bindat(
-                dir: libc::c_int,
-                socket: libc::c_int,
-                address: *const libc::sockaddr,
-                length: libc::socklen_t,
-            ) -> libc::c_int;
-        }
-        let address = UnixAddr::new(name)?;
-        let socket = rustix::net::socket(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::STREAM,
-            None,
-        )?;
-        let (at, socket) = (dir.as_raw_fd(), socket.as_raw_fd());
-        // SAFETY: both descriptors are open, and the address is as long as it says.
-        let bound = unsafe { bindat(at, socket, address.as_ptr().cast(), address.len()) };
-        if bound != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        crate::socket::bind(dir, name)?;
         rustix::fs::chmodat(dir, name, mode, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
