@@ -1,6 +1,8 @@
 //! What there is, in memory: read once at start, and changed after the storage has changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use kleened_api::container::{Container, ContainerSummary};
 use kleened_api::image::Image;
@@ -17,6 +19,8 @@ use crate::storage::{DatasetPath, Driver};
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
     pub volumes: BTreeMap<String, VolumeEntry>,
+    /// The volumes of which only the names are known: their records are still being read.
+    pub unread: BTreeSet<String>,
     pub images: BTreeMap<Id, ImageRecord>,
     pub containers: BTreeMap<Id, ContainerEntry>,
     /// The containers whose records can't be read. Nobody knows which volumes and images they use.
@@ -29,7 +33,28 @@ pub(super) struct VolumeEntry {
     /// It is being filled.
     pub initializing: bool,
     /// Why it can't be used.
-    pub fault: Option<String>,
+    pub fault: Option<Fault>,
+}
+
+/// Why a volume can't be used, with what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Its dataset is gone, which was not the daemon's doing.
+    Gone(String),
+    /// It has no record: somebody else put it there.
+    Foreign(String),
+    /// Its record can't be read.
+    Unusable(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone(reason) | Self::Foreign(reason) | Self::Unusable(reason) => {
+                f.write_str(reason)
+            }
+        }
+    }
 }
 
 impl From<VolumeRecord> for VolumeEntry {
@@ -65,10 +90,13 @@ impl ContainerEntry {
     }
 
     /// Its mounts of volumes.
-    fn volumes(&self) -> impl Iterator<Item = &MountPointConfig> {
+    pub(super) fn volumes(&self) -> impl Iterator<Item = &MountPointConfig> {
         self.record.mounts.iter().filter(|mount| mount.kind == MountType::Volume)
     }
 }
+
+/// A volume in a list: its name, what was read of it, and whether a container that names it runs.
+type Shown<'a> = (&'a String, Option<&'a VolumeEntry>, Option<bool>);
 
 impl Catalogue {
     /// The containers that name the volume, and how.
@@ -122,6 +150,18 @@ impl Catalogue {
         Err(Error::InUse { kind, name: name.to_owned(), users })
     }
 
+    /// That there is a volume of that name, whether it can be used or not.
+    pub(super) fn contains_volume(&self, name: &str) -> Result<()> {
+        if self.unread.contains(name) { Ok(()) } else { self.volume(name).map(drop) }
+    }
+
+    /// Whether there is a dataset of that volume, as far as is known.
+    pub(super) fn has_dataset(&self, name: &str) -> bool {
+        let gone = |entry: &VolumeEntry| matches!(entry.fault, Some(Fault::Gone(_)));
+        self.unread.contains(name) || self.volumes.get(name).is_some_and(|entry| !gone(entry))
+    }
+
+    /// The volume, whose record was read.
     pub(super) fn volume(&self, name: &str) -> Result<&VolumeEntry> {
         self.volumes
             .get(name)
@@ -130,25 +170,28 @@ impl Catalogue {
 
     /// The volumes that the filter lets through, newest first.
     pub(super) fn list_volumes(&self, storage: &dyn Driver, filter: &VolumeFilter) -> Vec<Volume> {
-        let mut volumes: Vec<Volume> = self
-            .filtered(filter)
+        let shown = self.filtered(filter);
+        let mut volumes: Vec<Volume> = shown
             .into_iter()
-            .map(|(name, entry, used)| volume(storage, name, entry, used))
+            .filter_map(|(name, entry, used)| Some(volume(storage, name, entry?, used)))
             .collect();
         volumes.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
         volumes
     }
 
-    /// The names of the volumes that the filter lets through, newest first.
+    /// The names of the volumes that the filter lets through, newest first; last, by name, those whose
+    /// records are still being read.
     pub(super) fn volume_names(&self, filter: &VolumeFilter) -> Vec<String> {
         let mut volumes = self.filtered(filter);
-        volumes.sort_by_key(|(name, entry, _)| (std::cmp::Reverse(entry.record.created), *name));
+        // `None` is the least, so the last.
+        let created = |entry: Option<&VolumeEntry>| entry.map(|entry| entry.record.created);
+        volumes.sort_by_key(|(name, entry, _)| (Reverse(created(*entry)), *name));
         volumes.into_iter().map(|(name, ..)| name.clone()).collect()
     }
 
-    /// The volumes that the filter lets through, and whether they are named by a container and one
-    /// that names them runs.
-    fn filtered(&self, filter: &VolumeFilter) -> Vec<(&String, &VolumeEntry, Option<bool>)> {
+    /// The volumes that the filter lets through, with what was read of them, and where a container
+    /// names one, whether one that names it runs.
+    fn filtered(&self, filter: &VolumeFilter) -> Vec<Shown<'_>> {
         // For each volume that is used: whether a running container uses it.
         let mut used: HashMap<&str, bool> = HashMap::new();
         for entry in self.containers.values() {
@@ -165,21 +208,19 @@ impl Catalogue {
                 label.split_once('=').map_or((label, None), |(key, value)| (key, Some(value)))
             })
             .collect();
-        let shown = |(name, entry, running): &(&String, &VolumeEntry, Option<bool>)| {
+        let shown = |(name, entry, running): &Shown<'_>| {
             filter.name.as_ref().is_none_or(|part| name.contains(part.as_str()))
                 && filter.dangling.is_none_or(|dangling| dangling == running.is_none())
                 && filter.in_use.is_none_or(|in_use| in_use == (*running == Some(true)))
                 && labels.iter().all(|(key, value)| {
                     entry
-                        .record
-                        .labels
-                        .get(*key)
+                        .and_then(|entry| entry.record.labels.get(*key))
                         .is_some_and(|is| value.is_none_or(|wanted| is == wanted))
                 })
         };
-        let volumes = self.volumes.iter();
-        volumes
-            .map(|(name, entry)| (name, entry, used.get(name.as_str()).copied()))
+        let read = self.volumes.iter().map(|(name, entry)| (name, Some(entry)));
+        let all = read.chain(self.unread.iter().map(|name| (name, None)));
+        all.map(|(name, entry)| (name, entry, used.get(name.as_str()).copied()))
             .filter(shown)
             .collect()
     }
@@ -274,7 +315,7 @@ impl Catalogue {
     pub(super) fn list_images(&self, storage: &dyn Driver) -> Vec<Image> {
         let mut images: Vec<Image> =
             self.images.iter().map(|(id, record)| image(storage, id, record)).collect();
-        images.sort_by_key(|image| std::cmp::Reverse(image.created));
+        images.sort_by_key(|image| Reverse(image.created));
         images
     }
 
@@ -300,7 +341,7 @@ impl Catalogue {
                 }
             })
             .collect();
-        list.sort_by_key(|summary| std::cmp::Reverse(summary.container.created));
+        list.sort_by_key(|summary| Reverse(summary.container.created));
         list
     }
 }
@@ -352,7 +393,7 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
         properties: record.properties,
         usage: None,
         populated: record.populated,
-        error: entry.fault.clone(),
+        error: entry.fault.as_ref().map(Fault::to_string),
     }
 }
 

@@ -199,7 +199,7 @@ impl Engine {
             let catalogue = self.catalogue();
             let volumes = record.mounts.iter().filter(|mount| mount.kind == MountType::Volume);
             let mut new: Vec<VolumeName> = volumes
-                .filter(|mount| !catalogue.volumes.contains_key(&mount.source))
+                .filter(|mount| catalogue.contains_volume(&mount.source).is_err())
                 .map(|mount| mount.source.parse())
                 .collect::<std::result::Result<_, _>>()?;
             new.sort();
@@ -258,6 +258,7 @@ impl Engine {
     /// None of these volumes is there that was made for this container. A repeat is safe.
     pub(super) fn take_back_volumes(&self, container: &Id, names: &[VolumeName]) -> Result<()> {
         for name in names {
+            self.know(name.as_str())?;
             let ours = self
                 .catalogue()
                 .volumes

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kleened_api::container::{RestartPolicy, WaitReply};
 use kleened_api::mount::MountType;
 use kleened_api::stream::Exit;
-use kleened_api::{Id, Timestamp, VolumeName};
+use kleened_api::{Id, Timestamp};
 use tokio::io::AsyncReadExt;
 
 use super::catalogue::Run;
@@ -49,7 +49,9 @@ impl Engine {
     fn launch_first(self: &Arc<Self>, id: &Id, start: StartAs) -> Result<Option<UnixStream>> {
         self.refuse_running(id)?;
         let record = self.catalogue().entry(id)?.record.clone();
-        self.check_volumes(&record)?;
+        for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
+            self.usable(&mount.source.parse()?)?;
+        }
         let settings = self.settings();
         // How the last process ended is of no use any more.
         self.platform.forget(id).map_err(Error::platform("start container", id))?;
@@ -89,18 +91,6 @@ impl Engine {
         };
         self.note_running(running);
         attached
-    }
-
-    /// That every volume the container names is there and can be used.
-    fn check_volumes(&self, record: &super::record::ContainerRecord) -> Result<()> {
-        let catalogue = self.catalogue();
-        for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
-            let name: VolumeName = mount.source.parse()?;
-            if let Some(fault) = &catalogue.volume(name.as_str())?.fault {
-                return Err(Error::Invalid(format!("volume {name} cannot be used: {fault}")));
-            }
-        }
-        Ok(())
     }
 
     /// The catalogue says that the container runs, and its end will be noticed.

@@ -58,6 +58,12 @@ impl Locks {
         Held(guards)
     }
 
+    /// The lock of one object together with others, where nobody has it alone just now.
+    pub(super) fn try_share(&self, key: Key) -> Option<Held> {
+        let guard = self.lock(key).try_read_owned().ok()?;
+        Some(Held(vec![Guard::Shared(guard)]))
+    }
+
     fn lock(&self, key: Key) -> Arc<RwLock<()>> {
         let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lock) = locks.get(&key).and_then(Weak::upgrade) {
@@ -99,6 +105,7 @@ mod tests {
             ])
             .await;
         assert!(!is_free(&locks, volume("a"), Access::Shared).await);
+        assert!(locks.try_share(volume("a")).is_none() && locks.try_share(volume("b")).is_some());
         assert!(is_free(&locks, volume("b"), Access::Shared).await);
         assert!(!is_free(&locks, volume("b"), Access::Exclusive).await);
         assert!(is_free(&locks, volume("c"), Access::Exclusive).await);

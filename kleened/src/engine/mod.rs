@@ -11,7 +11,8 @@
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
 //! | `populate` | first-use content |
 //! | `profile` | properties for one kind of content |
-//! | `recover` | the start: reading the records, replaying the journal, finding what runs |
+//! | `recover` | the start: finding what there is, replaying the journal, finding what runs |
+//! | `notice` | reading records after the start, and what others do to datasets |
 //! | `catalogue` | what there is |
 //! | `record`, `journal` | what is stored |
 //! | `lock`, `operation` | verbs side by side, and verbs that take long |
@@ -25,6 +26,7 @@ mod journal;
 mod lifecycle;
 mod lock;
 mod log;
+mod notice;
 mod operation;
 mod populate;
 mod profile;
@@ -40,6 +42,7 @@ use std::time::Duration;
 use kleened_api::operation::Operation;
 use kleened_api::system::System;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use self::catalogue::Catalogue;
@@ -68,6 +71,8 @@ pub struct Engine {
     platform: Box<dyn Platform>,
     settings: RwLock<Settings>,
     catalogue: Mutex<Catalogue>,
+    /// How far the records are of the volumes that there were at the start.
+    reading: watch::Sender<notice::Reading>,
     locks: Locks,
     journal: Journal,
     operations: Operations,

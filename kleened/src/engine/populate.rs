@@ -48,6 +48,12 @@ impl Engine {
         if !is_empty(target.as_fd()).map_err(fail())? {
             return Ok(());
         }
+        // They hold what it had once, and would go with its dataset.
+        let snapshots = self.storage.snapshots(&volume);
+        if !snapshots.map_err(Error::storage("fill volume", &name))?.is_empty() {
+            tracing::warn!("volume {name} has snapshots, so it has been in use: it is not filled");
+            return Ok(());
+        }
         if is_empty(source.as_fd()).map_err(fail())? {
             // Nothing to copy but the directory itself, so it is not used up as the first content.
             return take_after(&source, &target, &record).map_err(fail());

@@ -8,24 +8,25 @@ use std::thread;
 use kleened_api::{Id, Timestamp, VolumeName};
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
-use super::catalogue::{Catalogue, ContainerEntry, Run, VolumeEntry};
+use super::catalogue::{Catalogue, ContainerEntry, Run};
 use super::exec::Execs;
 use super::journal::{Intent, Journal};
 use super::lock::Locks;
 use super::operation::Operations;
-use super::record::{self, ContainerRecord, ImageRecord, VolumeRecord};
-use super::{Engine, log_failure};
+use super::record::{self, ContainerRecord, ImageRecord};
+use super::{Engine, log_failure, notice};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::platform::{self, Platform, Running};
 use crate::storage::{Area, Dataset, DatasetPath, Driver};
 
 impl Engine {
-    /// The engine over what is there: every record is read, every verb that a crash left half done
-    /// is at one of its ends, every container that runs is watched, and those that are to start with
-    /// the daemon are being started. Nothing else changed.
+    /// The engine over what is there: every verb that a crash left half done is at one of its ends,
+    /// every container that runs is watched, and those that are to start with the daemon are being
+    /// started. Every volume has its name, and its record is being read. Nothing else changed.
     ///
     /// Blocks, on a thread of the runtime on which what is detached is to run.
     ///
@@ -48,6 +49,7 @@ impl Engine {
             platform,
             settings: RwLock::new(config.into()),
             catalogue: Mutex::new(catalogue),
+            reading: watch::Sender::default(),
             locks: Locks::default(),
             journal,
             operations: Operations::default(),
@@ -58,8 +60,11 @@ impl Engine {
         engine.replay()?;
         engine.clear_scratch()?;
         engine.settle_names()?;
+        engine.miss_volumes();
         engine.find_running()?;
         engine.remove_orphaned_logs();
+        engine.watch_storage();
+        engine.read_rest();
         engine.start_on_startup();
         Ok(engine)
     }
@@ -108,8 +113,9 @@ impl Engine {
         }
         self.settle_populate(&path, &fresh, &old).map_err(fail())?;
         if let Some(dataset) = self.storage.get(&path).map_err(fail())? {
-            let entry = volume_entry(&dataset);
-            self.catalogue().volumes.insert(name.to_string(), entry);
+            let mut catalogue = self.catalogue();
+            catalogue.unread.remove(name.as_str());
+            catalogue.volumes.insert(name.to_string(), notice::entry(&dataset));
         }
         Ok(())
     }
@@ -181,21 +187,20 @@ fn make_directory(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(Error::io("make", path.display()))
 }
 
-/// Reads every record, the areas side by side.
+/// Finds what there is: the names of the volumes and the records of the rest, the areas side by side.
 fn read_all(storage: &dyn Driver) -> Result<Catalogue> {
     let list = |area: Area| storage.list(area).map_err(Error::storage("read", area.as_str()));
+    let names = |area: Area| storage.names(area).map_err(Error::storage("list", area.as_str()));
     let (volumes, containers, images) = thread::scope(|scope| {
-        let volumes = scope.spawn(|| list(Area::Volumes));
+        let volumes = scope.spawn(|| names(Area::Volumes));
         let containers = scope.spawn(|| list(Area::Container));
         let images = list(Area::Image);
         (volumes.join(), containers.join(), images)
     });
     let volumes = volumes.unwrap_or(Err(Error::Failed))?;
     let containers = containers.unwrap_or(Err(Error::Failed))?;
-    let mut catalogue = Catalogue::default();
-    for dataset in volumes {
-        catalogue.volumes.insert(dataset.path.name().to_owned(), volume_entry(&dataset));
-    }
+    let unread = volumes.iter().map(|path| path.name().to_owned()).collect();
+    let mut catalogue = Catalogue { unread, ..Catalogue::default() };
     for dataset in images? {
         if let Some((id, record)) = read::<ImageRecord>(&dataset) {
             catalogue.images.insert(id, record);
@@ -226,21 +231,6 @@ fn read<T: DeserializeOwned>(dataset: &Dataset) -> Option<(Id, T)> {
         Err(error) => {
             tracing::error!("{} is left alone: {error}", dataset.path);
             None
-        }
-    }
-}
-
-/// A volume whose record can't be read is shown, and can be neither used nor removed.
-fn volume_entry(dataset: &Dataset) -> VolumeEntry {
-    match record::read::<VolumeRecord>(dataset.record.as_deref()) {
-        Ok(record) => record.into(),
-        Err(error) => {
-            tracing::error!("{} is left alone: {error}", dataset.path);
-            VolumeEntry {
-                record: VolumeRecord::new(Timestamp::now()),
-                initializing: false,
-                fault: Some(error.to_string()),
-            }
         }
     }
 }

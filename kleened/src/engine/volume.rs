@@ -8,7 +8,7 @@ use kleened_api::volume::{
 };
 use kleened_api::{Id, Ratio, Size, Timestamp, VolumeName};
 
-use super::catalogue::VolumeEntry;
+use super::catalogue::{Fault, VolumeEntry};
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::VolumeRecord;
@@ -21,8 +21,9 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// How much space they take can't be read.
+    /// How much space they take can't be read; [`Error::Stopping`].
     pub async fn volumes(self: &Arc<Self>, filter: VolumeFilter) -> Result<Vec<Volume>> {
+        self.know_all().await?;
         let mut volumes = self.catalogue().list_volumes(&*self.storage, &filter);
         if !filter.size || volumes.is_empty() {
             return Ok(volumes);
@@ -38,12 +39,16 @@ impl Engine {
         Ok(volumes)
     }
 
-    /// The names of the volumes that the filter lets through, in order.
+    /// The names of the volumes that the filter lets through, newest first; last, by name, those whose
+    /// records are still being read after a start. Waits for nothing unless the filter asks for labels.
     ///
     /// # Errors
     ///
-    /// None yet.
+    /// [`Error::Stopping`].
     pub async fn volume_names(&self, filter: &VolumeFilter) -> Result<Vec<String>> {
+        if filter.label.is_some() {
+            self.know_all().await?;
+        }
         Ok(self.catalogue().volume_names(filter))
     }
 
@@ -57,6 +62,14 @@ impl Engine {
         name: &str,
         query: InspectQuery,
     ) -> Result<VolumeInspect> {
+        self.catalogue().contains_volume(name)?;
+        let (wanted, held) = (name.parse()?, self.locks.try_share(Key::Volume(name.to_owned())));
+        let noticed = self.look(move |engine| match held {
+            Some(_held) => engine.notice(&wanted),
+            // Somebody is changing it, so its dataset may be on its way.
+            None => engine.know(wanted.as_str()),
+        });
+        noticed.await??;
         let (mut volume, mountpoints) = self.catalogue().inspect_volume(&*self.storage, name)?;
         let measure = query.size || self.storage.capabilities().usage_is_known;
         if measure && volume.error.is_none() {
@@ -83,8 +96,11 @@ impl Engine {
         let subject = name.to_string();
         let wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
         Ok(self.begin(format!("create volume {name}"), &subject, wanted, move |engine, _| {
-            if let Some(entry) = engine.catalogue().volumes.get(name.as_str()) {
-                same(&name, entry, &config)?;
+            let known = engine.catalogue().contains_volume(name.as_str()).is_ok();
+            if known {
+                // Its dataset may be gone.
+                engine.notice(&name)?;
+                same(&name, engine.catalogue().volume(name.as_str())?, &config)?;
                 return Ok(name.to_string());
             }
             let record = VolumeRecord {
@@ -107,7 +123,9 @@ impl Engine {
         let path = DatasetPath::volume(name);
         if let Err(error) = self.storage.create(&path, &record.spec()) {
             // It may be there all the same; but one that was there before is somebody's.
-            if !matches!(error, storage::Error::Exists(_)) {
+            if matches!(error, storage::Error::Exists(_)) {
+                log_failure(format_args!("look at {path}"), self.notice(name));
+            } else {
                 log_failure(format_args!("take back {path}"), self.storage.destroy(&path));
             }
             return Err(Error::storage("create volume", name)(error));
@@ -118,13 +136,8 @@ impl Engine {
 
     /// There is the volume that a mount names; made for that container where there was none.
     pub(super) fn ensure_volume(&self, name: &VolumeName, container: &Id) -> Result<()> {
-        if let Some(entry) = self.catalogue().volumes.get(name.as_str()) {
-            return match &entry.fault {
-                Some(fault) => {
-                    Err(Error::Invalid(format!("volume {name} cannot be used: {fault}")))
-                }
-                None => Ok(()),
-            };
+        if self.catalogue().contains_volume(name.as_str()).is_ok() {
+            return self.usable(name);
         }
         let made_for = Some(container.clone());
         let record = VolumeRecord { made_for, ..VolumeRecord::new(Timestamp::now()) };
@@ -137,7 +150,7 @@ impl Engine {
     ///
     /// [`Error::NotFound`]; [`Error::InUse`], naming each container that has it, where, and how.
     pub fn remove_volume(self: &Arc<Self>, name: &str) -> Result<Pending<String>> {
-        self.catalogue().volume(name)?;
+        self.catalogue().contains_volume(name)?;
         let name: VolumeName = name.parse()?;
         let subject = name.to_string();
         let wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
@@ -148,15 +161,24 @@ impl Engine {
     }
 
     fn destroy_volume(&self, name: &VolumeName) -> Result<()> {
+        // Another dataset may stand in its place, which is somebody else's.
+        self.notice(name)?;
         {
-            let catalogue = self.catalogue();
-            if catalogue.volume(name.as_str())?.fault.is_some() {
-                return Err(Error::Invalid(format!(
-                    "volume {name} was not made by this kleened, or its record cannot be read; \
-                     remove its dataset by hand if it is not needed"
-                )));
+            let mut catalogue = self.catalogue();
+            match &catalogue.volume(name.as_str())?.fault {
+                Some(Fault::Foreign(_) | Fault::Unusable(_)) => {
+                    return Err(Error::Invalid(format!(
+                        "volume {name} was not made by this kleened, or its record cannot be read; \
+                         remove its dataset by hand if it is not needed"
+                    )));
+                }
+                Some(Fault::Gone(_)) => {
+                    catalogue.unused(name.as_str())?;
+                    catalogue.volumes.remove(name.as_str());
+                    return Ok(());
+                }
+                None => catalogue.unused(name.as_str())?,
             }
-            catalogue.unused(name.as_str())?;
         }
         match self.storage.destroy(&DatasetPath::volume(name)) {
             // Somebody took it away behind the daemon's back: it is gone all the same.
@@ -171,14 +193,15 @@ impl Engine {
     /// No volume is left that no container names. The answer lists them; with `dry_run` it lists
     /// those that would go, and they stay. One that can't be removed does not keep the others.
     pub fn prune_volumes(self: &Arc<Self>, dry_run: bool) -> Pending<Vec<String>> {
-        let unused: Vec<String> = {
-            let catalogue = self.catalogue();
-            let unused = |(name, entry): &(&String, &VolumeEntry)| {
-                entry.fault.is_none() && catalogue.unused(name).is_ok()
-            };
-            catalogue.volumes.iter().filter(unused).map(|(name, _)| name.clone()).collect()
-        };
         self.begin("prune volumes".into(), "", Vec::new(), move |engine, _| {
+            engine.runtime.block_on(engine.know_all())?;
+            let unused: Vec<String> = {
+                let catalogue = engine.catalogue();
+                let unused = |(name, entry): &(&String, &VolumeEntry)| {
+                    entry.fault.is_none() && catalogue.unused(name).is_ok()
+                };
+                catalogue.volumes.iter().filter(unused).map(|(name, _)| name.clone()).collect()
+            };
             let key = |name: &String| Key::Volume(name.clone());
             engine.prune(unused, dry_run, key, |name| engine.destroy_volume(&name.parse()?))
         })
