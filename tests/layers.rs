@@ -26,6 +26,7 @@ const ROOMS: &[Room] = &[
     Room { name: "main", rooms: ANY, crates: &[] },
     Room { name: "daemon", rooms: ANY, crates: &[HTTP, ASYNC, SYSTEM] },
     Room { name: "lib", rooms: ANY, crates: &[] },
+    Room { name: "init", rooms: &["storage", "config", "error"], crates: &[] },
     Room { name: "http", rooms: &["engine", "config", "error"], crates: &[HTTP, ASYNC] },
     Room {
         name: "engine",

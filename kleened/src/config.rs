@@ -97,8 +97,9 @@ macro_rules! keys {
 }
 
 keys! {
-    /// The directory that holds everything: volumes, containers, images and their records.
-    #[serde(deserialize_with = "absolute")]
+    /// The directory that holds everything: volumes, containers, images and their records. Or the ZFS
+    /// dataset, as "zroot/kleene": then it is the directory where that is mounted.
+    #[serde(deserialize_with = "root")]
     root: PathBuf = DEFAULT_ROOT.into(),
         if cfg!(target_os = "linux") { "\"/var/lib/kleened\"" } else { "\"/var/db/kleened\"" }, false;
     /// The storage driver: "dir" keeps directories; "auto" takes the best one that works here.
@@ -244,6 +245,28 @@ fn absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Er
     }
 }
 
+fn root<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let path = Path::new(&text);
+    if path.is_absolute() && path.file_name().is_some() || is_dataset(&text) {
+        return Ok(path.to_owned());
+    }
+    Err(D::Error::custom(format!(
+        "'{}' is not an absolute path below '/', nor a dataset of a pool, as 'zroot/kleene'",
+        text.escape_default()
+    )))
+}
+
+/// Whether the text is the name of a dataset that is not the root of its pool, as `zfs(8)` has it.
+#[must_use]
+pub fn is_dataset(text: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || "_.:-".contains(c);
+    let component = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(known);
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.contains('/')
+        && text.split('/').all(component)
+}
+
 fn optional_run_dir<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<PathBuf>, D::Error> {
@@ -343,8 +366,17 @@ mod tests {
         assert_eq!(config.container_log_max_size, 65536);
         assert_eq!(config.stop_timeout, Duration::from_secs(3));
         assert_eq!(config.run_dir(), Path::new("/data/run"));
+        assert_eq!(
+            parse("root = 'zroot/a.b/c_d:1-2'").unwrap().root,
+            Path::new("zroot/a.b/c_d:1-2")
+        );
         for (bad, says) in [
             ("root = 'data'", "line 1: 'data' is not an absolute path"),
+            ("root = 'data/'", "nor a dataset of a pool"),
+            ("root = '../data'", "nor a dataset of a pool"),
+            ("root = 'data/a b'", "nor a dataset of a pool"),
+            ("root = 'data/a@b'", "nor a dataset of a pool"),
+            ("root = '1st/data'", "nor a dataset of a pool"),
             ("root = '/'", "not an absolute path below '/'"),
             ("\nsocket_mode = '0999'", "line 2: invalid value"),
             ("socket_mode = 0o660", "in quotes"),

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{IsTerminal, Read, Write, stderr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,14 +61,16 @@ pub fn run(file: Option<&Path>, config: Config) -> Result<()> {
     let filter = log_to_stderr(config.log_level)?;
     umask(0o022.into());
     raise_open_files();
+    let root = storage::root::directory(&config.root);
+    let root = root.map_err(Error::storage("find", config.root.display()))?;
     // Held until the end.
-    let lock = lock(&config.root)?;
+    let lock = lock(&root)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_stack_size(1 << 20)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(serve(file, config, &filter));
+    let served = runtime.block_on(serve(file, config, root, &filter));
     if let Ok(End::Unfinished) = served {
         // A thread still at work can't do without the runtime. It ends with the process, and so does
         // the lock.
@@ -88,11 +90,16 @@ enum End {
     Unfinished,
 }
 
-async fn serve(file: Option<&Path>, mut config: Config, filter: &LogFilter) -> Result<End> {
+async fn serve(
+    file: Option<&Path>,
+    mut config: Config,
+    root: PathBuf,
+    filter: &LogFilter,
+) -> Result<End> {
     let mut stop = Stop::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let (access, permit) = admission(&config)?;
-    let opening = config.clone();
+    let opening = Config { root, ..config.clone() };
     let engine = tokio::task::spawn_blocking(move || open(&opening)).await??;
     let listener = http::bind(&config.socket, permit)?;
     let server = Server::new(Arc::clone(&engine), access);

@@ -15,6 +15,7 @@
 //! | room | what is in it |
 //! | --- | --- |
 //! | [`daemon`] | its life: lock, open, serve, stop |
+//! | [`init`] | before its life: a root on ZFS, and a configuration that names it |
 //! | [`config`] | the configuration file, every key with its default |
 //! | [`http`] | one file per resource: parse, call the verb, reply |
 //! | [`engine`] | the rules: what may be done, in which order, undone how |
@@ -30,6 +31,7 @@ pub mod daemon;
 pub mod engine;
 pub mod error;
 pub mod http;
+pub mod init;
 pub mod platform;
 pub mod storage;
 

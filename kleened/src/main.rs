@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use kleened::config::{self, DEFAULT_FILE};
 use kleened::error::one_line;
+use kleened::init::{Plan, init};
 use kleened::{daemon, platform};
+use kleened_api::Size;
 
 /// Keeps volumes for containers.
 #[derive(Debug, Parser)]
@@ -26,6 +28,21 @@ enum Command {
         /// Print a file with every key and its default instead.
         #[arg(long)]
         sample: bool,
+    },
+    /// Make a root on ZFS, and write it into the configuration. A repeat is safe.
+    Init {
+        /// The pool; the root is its dataset kleene.
+        #[arg(long, required_unless_present_any = ["root", "file"])]
+        pool: Option<String>,
+        /// The root's dataset, as zroot/kleene.
+        #[arg(long, value_name = "DATASET")]
+        root: Option<String>,
+        /// Make a pool on a file, to try it; it is called kleene where --pool does not say otherwise.
+        #[arg(long, value_name = "PATH")]
+        file: Option<PathBuf>,
+        /// The size of that file, as 10G. It takes the space that is used of it.
+        #[arg(long, requires = "file")]
+        size: Option<Size>,
     },
     /// Keep a container's process company: the daemon starts itself like this.
     #[command(hide = true)]
@@ -47,6 +64,16 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Some(Command::Configtest { sample: false }) => ended(test(file), EX_CONFIG),
+        Some(Command::Init { pool, root, file: on, size }) => {
+            let plan = Plan { pool, root, file: on, size: size.map(|Size(bytes)| bytes) };
+            match init(file.as_deref(), &plan) {
+                Ok(made) => {
+                    print!("{made}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => ended(Err(error.into()), 1),
+            }
+        }
         Some(Command::Supervise { dir }) => platform::supervise(&dir),
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod dir;
 pub mod fault;
+pub mod root;
 
 use std::collections::BTreeMap;
 use std::fmt;

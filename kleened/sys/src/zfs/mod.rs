@@ -12,6 +12,7 @@ mod handle;
 mod list;
 mod mount;
 mod nvlist;
+mod pool;
 mod property;
 mod record;
 mod stream;
