@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use kleened_api::volume::{
-    InspectQuery, Mode, Owner, Profile, PruneQuery, Volume, VolumeConfig, VolumeFilter,
+    AdoptConfig, InspectQuery, Mode, Owner, Profile, PruneQuery, Volume, VolumeConfig, VolumeFilter,
 };
 use kleened_api::{IdReply, Size, Timestamp, VolumeName, routes};
 use serde::Deserialize;
@@ -20,6 +20,9 @@ use crate::print::{self, Listed};
 pub(crate) enum VolumeCommand {
     /// Create a volume. Where it exists already with the same parameters, nothing happens.
     Create(VolumeCreate),
+    /// Make a volume of a dataset that is there already, with all that is in it. It becomes a part of
+    /// the daemon's root; its content, snapshots and properties stay.
+    Adopt(VolumeAdopt),
     /// List volumes, newest first.
     Ls(VolumeList),
     /// Show a volume and the containers that mount it.
@@ -59,6 +62,18 @@ pub(crate) struct VolumeCreate {
     /// before the profile's.
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = key_value)]
     pub(crate) properties: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeAdopt {
+    /// The dataset, as tank/data/pg: of the pool of the daemon's root, a file system without others
+    /// below it, and not in use.
+    pub(crate) dataset: String,
+    /// The name of the volume; the last part of the dataset's where there is none.
+    #[arg(long)]
+    pub(crate) name: Option<VolumeName>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -112,6 +127,7 @@ impl Listed for Volume {
         "properties",
         "usage",
         "populated",
+        "adopted",
         "error",
     ];
 
@@ -177,6 +193,7 @@ impl Listed for Profile {
 pub(crate) async fn run(command: VolumeCommand, context: &Context) -> Result<(), Failure> {
     match command {
         VolumeCommand::Create(args) => create(args, context).await,
+        VolumeCommand::Adopt(args) => adopt(args, context).await,
         VolumeCommand::Ls(args) => list(args, context).await,
         VolumeCommand::Inspect(args) => inspect(args, context).await,
         VolumeCommand::Profiles(output) => profiles(output, context).await,
@@ -199,6 +216,12 @@ async fn create(args: VolumeCreate, context: &Context) -> Result<(), Failure> {
         properties: (!properties.is_empty()).then_some(properties),
     };
     let reply: IdReply = context.client.post(routes::VOLUME_CREATE, &config).await?;
+    print::reply(&reply, &reply.id, args.output.output)
+}
+
+async fn adopt(args: VolumeAdopt, context: &Context) -> Result<(), Failure> {
+    let config = AdoptConfig { dataset: args.dataset, name: args.name };
+    let reply: IdReply = context.client.post(routes::VOLUME_ADOPT, &config).await?;
     print::reply(&reply, &reply.id, args.output.output)
 }
 
@@ -297,6 +320,7 @@ mod tests {
                 path: String::new(),
                 at: Timestamp::now(),
             }),
+            adopted: Some(String::new()),
             error: Some(String::new()),
         };
         print::assert_fields(&full);

@@ -26,6 +26,8 @@ pub enum Kind {
     Operation,
     /// A network.
     Network,
+    /// A dataset.
+    Dataset,
 }
 
 impl fmt::Display for Kind {
@@ -37,6 +39,7 @@ impl fmt::Display for Kind {
             Self::Exec => "execution instance",
             Self::Operation => "operation",
             Self::Network => "network",
+            Self::Dataset => "dataset",
         })
     }
 }

@@ -143,6 +143,18 @@ pub(crate) fn answer(request: &Request) -> Reply {
                 name => made(name.unwrap_or("amazing_albattani")),
             }
         }
+        ("POST", ["volumes", "adopt"]) => {
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            match body["dataset"].as_str() {
+                Some("other/pg") => refused(
+                    422,
+                    "invalid",
+                    "cannot adopt dataset other/pg",
+                    &["it is in the pool other, and the root in tank"],
+                ),
+                _ => made(body["name"].as_str().unwrap_or("pg")),
+            }
+        }
         ("POST", ["containers" | "images", "prune"]) if request.path.contains("dry_run=true") => {
             Reply::Json(200, json!([]))
         }

@@ -48,6 +48,10 @@ fn volumes() {
          volume create new --size 10G --reserve 1.5KiB --profile postgres --property recordsize=8K --property com.sun:auto-snapshot=false
          volume create new --size 10X
          volume create new --property recordsize
+         volume adopt tank/data/pg
+         volume adopt tank/data/pg --name db -o json
+         volume adopt other/pg
+         volume adopt tank/data/pg --name a/b
          volume profiles
          volume profiles -o json
          volume inspect data

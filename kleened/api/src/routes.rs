@@ -28,6 +28,8 @@ routes! {
     VOLUME_PROFILES = "/volumes/profiles";
     /// POST [`VolumeConfig`](crate::volume::VolumeConfig): 201 with the name.
     VOLUME_CREATE = "/volumes/create";
+    /// POST [`AdoptConfig`](crate::volume::AdoptConfig): 201 with the name.
+    VOLUME_ADOPT = "/volumes/adopt";
     /// POST: the names of the removed volumes.
     VOLUME_PRUNE = "/volumes/prune";
     /// GET [`InspectQuery`](crate::volume::InspectQuery): [`VolumeInspect`](crate::volume::VolumeInspect).

@@ -39,6 +39,16 @@ pub struct VolumeConfig {
     pub properties: Option<BTreeMap<String, String>>,
 }
 
+/// What dataset shall become a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptConfig {
+    /// The dataset, as the host's tools call it.
+    pub dataset: String,
+    /// The name of the volume; the last component of the dataset's where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VolumeName>,
+}
+
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -80,6 +90,9 @@ pub struct Volume {
     /// Where its first content came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub populated: Option<Populated>,
+    /// What its dataset was called before it was adopted. Such a volume is never filled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<String>,
     /// What is wrong, in state `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -393,6 +393,7 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
         properties: record.properties,
         usage: None,
         populated: record.populated,
+        adopted: record.adopted,
         error: entry.fault.as_ref().map(Fault::to_string),
     }
 }

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
+//! | `adopt` | datasets of others that become volumes |
 //! | `populate` | first-use content |
 //! | `profile` | properties for one kind of content |
 //! | `recover` | the start: finding what there is, replaying the journal, finding what runs |
@@ -17,6 +18,7 @@
 //! | `record`, `journal` | what is stored |
 //! | `lock`, `operation` | verbs side by side, and verbs that take long |
 
+mod adopt;
 mod catalogue;
 mod container;
 mod exec;

@@ -33,6 +33,7 @@ impl Engine {
         let volume = DatasetPath::volume(&name);
         let VolumeEntry { record, .. } = self.catalogue().volume(name.as_str())?.clone();
         let skip = record.populated.is_some()
+            || record.adopted.is_some()
             || mount.nocopy
             || mount.subpath.is_some()
             || self.is_mounted(&name);

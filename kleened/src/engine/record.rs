@@ -39,6 +39,9 @@ pub(super) struct VolumeRecord {
     /// Once set, image content is never copied into it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub populated: Option<Populated>,
+    /// What its dataset was called before it was adopted. It is never replaced by another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<String>,
     /// The container whose creation made it. Only that creation may take it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<Id>,
@@ -57,6 +60,7 @@ impl VolumeRecord {
             profile: None,
             properties: BTreeMap::new(),
             populated: None,
+            adopted: None,
             made_for: None,
         }
     }
@@ -124,7 +128,9 @@ struct Versioned<T> {
 /// Why a record can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unreadable {
-    #[error("it has no record of its own: it was not made by kleened")]
+    #[error(
+        "it has no record of its own: it was not made by kleened; on ZFS, 'klee volume adopt' makes a volume of it"
+    )]
     Missing,
     #[error("its record has version {0}, newer than this kleened reads (1): use a newer kleened")]
     Newer(u32),

@@ -76,6 +76,7 @@ verbs! {
     VolumeNames       GET    routes::VOLUME_NAMES,       Read,   200, None;
     VolumeProfiles    GET    routes::VOLUME_PROFILES,    Read,   200, None;
     VolumeCreate      POST   routes::VOLUME_CREATE,      Change, 201, kleene(500, 500, 500);
+    VolumeAdopt       POST   routes::VOLUME_ADOPT,       Change, 201, None;
     VolumePrune       POST   routes::VOLUME_PRUNE,       Change, 200, kleene(500, 500, 500);
     VolumeInspect     GET    routes::VOLUME_INSPECT,     Read,   200, kleene(404, 404, 500);
     VolumeRemove      DELETE routes::VOLUME,             Change, 200, kleene(404, 404, 500);

@@ -1,7 +1,7 @@
 //! Volumes.
 
 use axum::response::Response;
-use kleened_api::volume::{InspectQuery, PruneQuery, VolumeConfig, VolumeFilter};
+use kleened_api::volume::{AdoptConfig, InspectQuery, PruneQuery, VolumeConfig, VolumeFilter};
 
 use super::Routes;
 use super::prefer::Call;
@@ -15,6 +15,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .on(Verb::VolumeNames, names)
         .on(Verb::VolumeProfiles, list_profiles)
         .on(Verb::VolumeCreate, create)
+        .on(Verb::VolumeAdopt, adopt)
         .on(Verb::VolumePrune, prune)
         .on(Verb::VolumeInspect, inspect)
         .on(Verb::VolumeRemove, remove)
@@ -37,6 +38,10 @@ async fn create(call: Call, Sent(config): Sent<VolumeConfig>) -> Response {
         Ok(config) => call.changed(call.engine.create_volume(config)).await,
         Err(malformed) => call.malformed(&malformed),
     }
+}
+
+async fn adopt(call: Call, Sent(config): Sent<AdoptConfig>) -> Response {
+    call.changed(call.engine.adopt_volume(config)).await
 }
 
 async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
