@@ -364,11 +364,16 @@ impl Zfs {
         let mut errno = call(&raw mut failed);
         // SAFETY: the call has made the list for its caller, or left the null.
         let failed = unsafe { NvList::from_raw(self.nvpair, failed) };
-        let items: Vec<Item> = failed
+        let mut items: Vec<Item> = failed
             .iter()
             .flat_map(|list| list.view().iter())
             .flat_map(|(name, value)| items(&name, &value))
             .collect();
+        if errno != libc::EAGAIN {
+            // Two snapshots of a dataset don't go into one transaction group. The kernel tries again by
+            // itself, and leaves the first try in the list.
+            items.retain(|item| item.errno != libc::EAGAIN);
+        }
         if errno == 0 {
             errno = items.first().map_or(0, |item| item.errno);
         }
