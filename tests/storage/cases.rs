@@ -123,8 +123,10 @@ pub(crate) fn names(f: &mut Fixture) {
     assert_eq!(f.names(Area::Volumes), sorted);
     for name in names {
         let path = volume(name);
-        f.driver.snapshot(&[path.snapshot(&longest)]).unwrap();
-        assert_eq!(f.snapshots(&path), [&*longest]);
+        // The names of ZFS are limited as a whole.
+        let snapshot = if f.driver.name() == "zfs" { &longest[..80] } else { &longest };
+        f.driver.snapshot(&[path.snapshot(snapshot)]).unwrap();
+        assert_eq!(f.snapshots(&path), [snapshot]);
         assert_eq!(f.read(&path), path.to_string());
         let renamed = volume(&format!("x{}", &name[1..]));
         f.driver.rename(&path, &renamed).unwrap();
@@ -240,7 +242,8 @@ pub(crate) fn several_snapshots(f: &mut Fixture) {
     for path in [&a, &b, &c] {
         f.make(path);
     }
-    f.driver.snapshot(&[a.snapshot("1"), b.snapshot("1"), a.snapshot("0")]).unwrap();
+    f.driver.snapshot(&[a.snapshot("1"), b.snapshot("1")]).unwrap();
+    f.driver.snapshot(&[a.snapshot("0")]).unwrap();
     assert_eq!(
         (f.snapshots(&a), f.snapshots(&b)),
         (vec!["1".into(), "0".into()], vec!["1".into()])
@@ -342,6 +345,7 @@ pub(crate) fn rolled_back(f: &mut Fixture) {
 pub(crate) fn usage_grows(f: &mut Fixture) {
     let path = volume("v");
     f.make(&path);
+    f.settle(&path);
     let first = f.driver.usage(&path).unwrap();
     let big = f.driver.mountpoint(&path).join("big");
     // What can't be compressed.
@@ -351,7 +355,9 @@ pub(crate) fn usage_grows(f: &mut Fixture) {
     let mut file = fs::File::create(&big).unwrap();
     std::io::Write::write_all(&mut file, &bytes).unwrap();
     file.sync_all().unwrap();
+    drop(file);
     fs::hard_link(&big, big.with_extension("link")).unwrap();
+    f.settle(&path);
     let second = f.driver.usage(&path).unwrap();
     let grown = second.referenced - first.referenced;
     assert!((4 << 20..5 << 20).contains(&grown), "{grown} bytes more");
@@ -359,7 +365,15 @@ pub(crate) fn usage_grows(f: &mut Fixture) {
     f.driver.snapshot(&[path.snapshot("s")]).unwrap();
     fs::remove_file(&big).unwrap();
     fs::remove_file(big.with_extension("link")).unwrap();
-    let third = f.driver.usage(&path).unwrap();
+    // The kernel may free what was removed a little later.
+    let mut third = second;
+    for _ in 0..100 {
+        f.settle(&path);
+        third = f.driver.usage(&path).unwrap();
+        if third.referenced < second.referenced {
+            break;
+        }
+    }
     assert!(third.referenced < second.referenced, "{third:?}");
     assert!(third.used >= 4 << 20, "the snapshot's space is not counted: {third:?}");
     assert!(third.snapshots >= 4 << 20, "what only the snapshot holds: {third:?}");
@@ -375,7 +389,8 @@ pub(crate) fn opened_again(f: &mut Fixture) {
     let (path, clone) = (volume("v"), volume("clone"));
     f.driver.create(&path, &spec("one")).unwrap();
     sample(&f.driver.mountpoint(&path));
-    f.driver.snapshot(&[path.snapshot("b"), path.snapshot("a")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("b")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("a")]).unwrap();
     f.driver.clone_from(&path.snapshot("a"), &clone, &spec("two")).unwrap();
     let before = (f.driver.list(Area::Volumes).unwrap(), f.driver.snapshots(&path).unwrap());
     let tree = describe(&f.driver.mountpoint(&path));
@@ -446,6 +461,7 @@ pub(crate) fn everything_at_once(f: &mut Fixture) {
                         0 => driver.create(&path, &spec("whole")),
                         1 => driver.destroy(&path).map(drop),
                         2 => driver.rename(&path, &other),
+                        3 if path == other => driver.snapshot(&[path.snapshot("s")]),
                         3 => driver.snapshot(&[path.snapshot("s"), other.snapshot("t")]),
                         4 => driver.clone_from(&path.snapshot("s"), &other, &spec("whole")),
                         5 => driver.destroy_snapshot(&path.snapshot("s")).map(drop),

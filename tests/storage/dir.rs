@@ -11,7 +11,7 @@ use kleened::storage::{Area, DatasetSpec, Driver, Error, dir};
 use crate::fixture::{Fixture, volume};
 
 fn fixture() -> Fixture {
-    Fixture::of("dir", tempfile::tempdir().unwrap())
+    Fixture::of("dir", tempfile::tempdir().unwrap()).unwrap()
 }
 
 fn spec(record: &str) -> DatasetSpec {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kleene_tests::tree::{assert_same, assert_same_description, describe, sample};
 use kleened::storage::{Area, DatasetPath, DatasetSpec, Error};
@@ -219,15 +220,22 @@ fn pair(f: &Fixture) -> (DatasetPath, Vec<u8>, Vec<u8>) {
     (to, full, second)
 }
 
+/// Every so many bytes of a stream; of a long one no more than some dozen times.
+fn stride(stream: &[u8], least: usize) -> usize {
+    (stream.len() / 40).max(least)
+}
+
 pub(crate) fn cut(f: &mut Fixture) {
     let (to, full, second) = pair(f);
     let new = volume("new");
-    for length in (0..full.len()).step_by(7).chain(full.len() - 6..full.len()) {
+    for length in (0..full.len()).step_by(stride(&full, 7)).chain(full.len() - 6..full.len()) {
         let result = f.streams().import(&new, &spec(""), &mut full.get(..length).unwrap());
         assert!(matches!(result, Err(Error::BadStream(_))), "{length}: {result:?}");
         assert!(!f.exists(&new));
     }
-    for length in (0..second.len()).step_by(7).chain(second.len() - 6..second.len()) {
+    for length in
+        (0..second.len()).step_by(stride(&second, 7)).chain(second.len() - 6..second.len())
+    {
         let result = f.streams().import_onto(&to, &mut second.get(..length).unwrap());
         assert!(matches!(result, Err(Error::BadStream(_))), "{length}: {result:?}");
     }
@@ -248,7 +256,7 @@ pub(crate) fn damaged(f: &mut Fixture) {
         bytes
     };
     let (mut taken, mut whole) = (0, 0);
-    for index in (0..full.len()).step_by(5) {
+    for index in (0..full.len()).step_by(stride(&full, 5)) {
         match f.streams().import(&new, &spec(""), &mut &*flip(&full, index)) {
             Err(Error::BadStream(_)) => assert!(!f.exists(&new)),
             // A bit of the format that means nothing.
@@ -262,7 +270,7 @@ pub(crate) fn damaged(f: &mut Fixture) {
         whole += 1;
     }
     assert!(taken * 4 < whole, "{taken} of {whole} damaged streams were taken");
-    for index in (0..second.len()).step_by(11) {
+    for index in (0..second.len()).step_by(stride(&second, 11)) {
         let result = f.streams().import_onto(&to, &mut &*flip(&second, index));
         assert!(
             result.is_ok() || matches!(result, Err(Error::BadStream(_))),
@@ -346,8 +354,9 @@ pub(crate) fn destroyed_meanwhile(f: &mut Fixture) {
         let before = describe(&driver.mountpoint(&path));
         // The data goes later than the snapshot does, and shows when that begins.
         let last = driver.mountpoint(&path).canonicalize().unwrap().join("c");
+        let over = AtomicBool::new(false);
         let stream = std::thread::scope(|scope| {
-            let (path, last) = (&path, &last);
+            let (path, last, over) = (&path, &last, &over);
             let destroy = move || {
                 scope.spawn(move || {
                     let destroyed = if whole {
@@ -355,6 +364,7 @@ pub(crate) fn destroyed_meanwhile(f: &mut Fixture) {
                     } else {
                         driver.destroy_snapshot(&path.snapshot("s"))
                     };
+                    over.store(true, Ordering::Relaxed);
                     assert!(matches!(destroyed, Ok(true) | Err(Error::Busy(_))), "{destroyed:?}");
                 });
                 // Until it is decided; then, should nobody wait, for a while until it is done.
@@ -363,13 +373,13 @@ pub(crate) fn destroyed_meanwhile(f: &mut Fixture) {
                     Err(_) => false,
                 };
                 for _ in 0..100_000 {
-                    if !there() {
+                    if over.load(Ordering::Relaxed) || !there() {
                         break;
                     }
                     std::thread::yield_now();
                 }
                 for _ in 0..20_000 {
-                    if whole && !last.exists() {
+                    if over.load(Ordering::Relaxed) || (whole && !last.exists()) {
                         break;
                     }
                     std::thread::yield_now();

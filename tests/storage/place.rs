@@ -1,0 +1,164 @@
+//! Where a test's root is: a folder, and for `zfs` a dataset that is mounted on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kleene_tests::harness::has;
+use kleened::storage::{Area, DRIVERS, DriverEntry};
+
+/// Names the pool in which tests may make datasets.
+pub(crate) const POOL: &str = "KLEENE_POOL";
+
+/// Where it is set, the names of the drivers to test, separated by commas.
+const ONLY: &str = "KLEENE_DRIVERS";
+
+/// The drivers to test: all.
+pub(crate) fn drivers() -> impl Iterator<Item = &'static DriverEntry> {
+    let only = std::env::var(ONLY).ok().filter(|only| !only.is_empty());
+    DRIVERS.iter().filter(move |entry| match &only {
+        Some(only) => only.split(',').any(|name| name == entry.name),
+        None => true,
+    })
+}
+
+/// Goes with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    dir: tempfile::TempDir,
+    driver: String,
+    dataset: Option<String>,
+}
+
+/// The pool for tests; `None`, having said so once, where there is none.
+pub(crate) fn pool() -> Option<String> {
+    static SAID: Once = Once::new();
+    let pool = std::env::var(POOL).ok().filter(|pool| !pool.is_empty());
+    if pool.is_none() {
+        // Where it is required, this fails, and so does every later call.
+        SAID.call_once(|| _ = has("zfs", false));
+    }
+    pool
+}
+
+/// Runs `zfs`, which must succeed; returns what it wrote.
+pub(crate) fn zfs(args: &[&str]) -> String {
+    let output = try_zfs(args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "zfs {}: {said}", args.join(" "));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Again and again while something is busy: another test's process, when it begins, has all mounts.
+fn try_zfs(args: &[&str]) -> Output {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        let output = Command::new("zfs").args(args).output().unwrap();
+        let is_busy = String::from_utf8_lossy(&output.stderr).contains("busy");
+        if output.status.success() || !is_busy || Instant::now() > end {
+            return output;
+        }
+    }
+}
+
+impl Place {
+    /// For the driver of that name; `None` where it can't run here.
+    pub(crate) fn of(driver: &str, dir: tempfile::TempDir) -> Option<Self> {
+        let dataset = match driver {
+            "zfs" => {
+                static NUMBER: AtomicU32 = AtomicU32::new(0);
+                let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+                Some(format!("{}/test-{}-{number}", pool()?, std::process::id()))
+            }
+            _ => None,
+        };
+        Some(Self::with(driver, dir, dataset, &[]))
+    }
+
+    /// With a dataset of that name and these options beside the usual ones.
+    pub(crate) fn with(
+        driver: &str,
+        dir: tempfile::TempDir,
+        dataset: Option<String>,
+        options: &[&str],
+    ) -> Self {
+        let place = Self { dir, driver: driver.to_owned(), dataset };
+        if let Some(dataset) = &place.dataset {
+            let mountpoint = format!("mountpoint={}", place.root().display());
+            let mut args = vec!["create", "-p", "-o", &mountpoint, "-o", "atime=off"];
+            args.extend(["-o", "acltype=posix", "-o", "xattr=sa"]);
+            args.extend(options);
+            args.push(dataset);
+            zfs(&args);
+        }
+        place
+    }
+
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// The folder in which the root is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The dataset that is the root.
+    pub(crate) fn dataset(&self) -> &str {
+        self.dataset.as_deref().unwrap()
+    }
+
+    /// There are so many datasets, and nothing else but what the driver always keeps.
+    pub(crate) fn holds_nothing_but(&self, datasets: usize) {
+        let root = self.root();
+        let count = |folder: PathBuf| fs::read_dir(folder).unwrap().count();
+        match &self.dataset {
+            None => {
+                for (folder, count) in
+                    [("new", 0), ("commit", 0), ("dead", 0), ("datasets", datasets)]
+                {
+                    let left: Vec<_> = fs::read_dir(root.join(".kleene").join(folder))
+                        .unwrap()
+                        .map(|entry| entry.unwrap().file_name())
+                        .collect();
+                    assert_eq!(left.len(), count, "{} in {folder}: {left:?}", self.driver);
+                }
+            }
+            Some(dataset) => {
+                let list = zfs(&[
+                    "list",
+                    "-Hrp",
+                    "-t",
+                    "filesystem,volume",
+                    "-o",
+                    "name,mounted",
+                    dataset,
+                ]);
+                // The root and its areas.
+                assert_eq!(list.lines().count(), 1 + Area::ALL.len() + datasets, "{list}");
+                for line in list.lines() {
+                    assert!(line.ends_with("\tyes"), "{line}");
+                }
+                assert_eq!(count(root.join(".making")), 0);
+                let folders = Area::ALL.map(|area| count(root.join(area.as_str())));
+                assert_eq!(folders.iter().sum::<usize>(), datasets, "{list}");
+                let holds =
+                    zfs(&["list", "-Hrp", "-t", "snapshot", "-o", "name,userrefs", dataset]);
+                assert!(holds.lines().all(|line| line.ends_with("\t0")), "{holds}");
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(dataset) = &self.dataset else { return };
+        let output = try_zfs(&["destroy", "-Rf", dataset]);
+        if !output.status.success() {
+            eprintln!("zfs destroy {dataset}: {output:?}");
+        }
+    }
+}
