@@ -102,7 +102,8 @@ keys! {
     #[serde(deserialize_with = "root")]
     root: PathBuf = DEFAULT_ROOT.into(),
         if cfg!(target_os = "linux") { "\"/var/lib/kleened\"" } else { "\"/var/db/kleened\"" }, false;
-    /// The storage driver: "dir" keeps directories; "auto" takes the best one that works here.
+    /// The storage driver: "zfs" keeps datasets, where one is mounted at the root; "dir" keeps
+    /// directories; "auto" takes the best one that works here.
     storage: String = "auto".into(), "\"auto\"", false;
     /// The directory of what needs to be known only while the machine runs: the supervisors of the
     /// running processes. Below root where it is not given. An absolute path of at most 60 bytes.

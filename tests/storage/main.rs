@@ -8,7 +8,9 @@ mod crash;
 mod dir;
 mod fault;
 mod fixture;
+mod place;
 mod streams;
+mod zfs;
 
 /// One test for each case, which runs it on every driver.
 macro_rules! on_every_driver {

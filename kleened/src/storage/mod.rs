@@ -10,6 +10,7 @@
 pub mod dir;
 pub mod fault;
 pub mod root;
+pub mod zfs;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,11 +34,18 @@ pub struct DriverEntry {
 }
 
 /// The drivers that this daemon knows.
-pub const DRIVERS: &[DriverEntry] = &[DriverEntry {
-    name: "dir",
-    about: "plain directories; snapshots and clones are copies, which share space where they can",
-    open: dir::open,
-}];
+pub const DRIVERS: &[DriverEntry] = &[
+    DriverEntry {
+        name: "zfs",
+        about: "datasets of ZFS, below the one that is mounted at the root",
+        open: zfs::open,
+    },
+    DriverEntry {
+        name: "dir",
+        about: "plain directories; snapshots and clones are copies, which share space where they can",
+        open: dir::open,
+    },
+];
 
 /// A result of a storage call.
 pub type Result<T> = std::result::Result<T, Error>;

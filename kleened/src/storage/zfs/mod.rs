@@ -1,0 +1,582 @@
+//! Datasets of ZFS: one for each volume, image and container.
+//!
+//! ```text
+//! zroot/kleene                          the root: the dataset that is mounted at the root's directory
+//! zroot/kleene/volumes/my-vol           a dataset, mounted at ROOT/volumes/my-vol
+//! zroot/kleene/volumes/my-vol@monday    a snapshot
+//! ```
+//!
+//! A dataset's record is a user property of it, see `record`. It is in the call that creates the dataset,
+//! and so are its limits and other properties. The kernel makes each change whole but that one, see
+//! `intent`. What goes with a change in the tree of files, the mount and its directory, [`open`] sets right
+//! after a crash. Nothing is kept in memory but who works on what.
+
+mod adopt;
+mod destroy;
+mod intent;
+mod lock;
+mod mount;
+mod record;
+mod stream;
+mod threads;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kleened_api::name::is_name;
+use kleened_api::{Timestamp, VolumeName};
+use kleened_sys::zfs::{self as sys, Kind, NAME_MAX, NvList, Source};
+use time::OffsetDateTime;
+
+use super::fault::point;
+use super::{
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
+    SnapshotPath, Streams, Usage, Watch,
+};
+use lock::Locks;
+use record::{Pending, RECORD};
+use threads::on_threads;
+use watch::Watched;
+
+/// The driver. See the [module](self).
+#[derive(Debug)]
+pub struct Zfs {
+    zfs: &'static sys::Zfs,
+    /// The root's dataset.
+    root: String,
+    /// Where it is mounted.
+    mountpoint: PathBuf,
+    locks: Locks,
+    /// That streams are to end.
+    stop: AtomicBool,
+    watched: Option<Mutex<Watched>>,
+}
+
+/// Opens the root: the dataset that is mounted at that directory. What a crash left half done is finished
+/// or taken back, and what is not mounted is.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] where there is no ZFS, no dataset, or a root of the `dir` driver; [`Error::Io`].
+pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
+    let zfs = sys::Zfs::load().map_err(|error| Error::Unsupported(error.to_string()))?;
+    if root.join(".kleene").exists() {
+        let text = format!("{} is a root of the storage driver 'dir'", root.display());
+        return Err(Error::Unsupported(text));
+    }
+    let Some(dataset) = mount::root(zfs, root)? else {
+        let text = format!(
+            "no ZFS dataset is mounted at {}: make a root with 'kleened init'",
+            root.display()
+        );
+        return Err(Error::Unsupported(text));
+    };
+    let mountpoint = root.to_owned();
+    let driver = Zfs {
+        zfs,
+        root: dataset,
+        mountpoint,
+        locks: Locks::default(),
+        stop: AtomicBool::new(false),
+        watched: watch::begin(zfs),
+    };
+    driver.make_intents()?;
+    driver.make_areas()?;
+    driver.resume()?;
+    driver.recover()?;
+    Ok(Box::new(driver))
+}
+
+/// The properties that say how much space a dataset takes.
+const MEASURES: &[&str] =
+    &["used", "referenced", "available", "usedbysnapshots", "refquota", "compressratio"];
+
+/// What the names in the scratch area begin with of what is being received.
+const IMPORT: &str = "import-";
+
+/// What is read of a dataset.
+#[derive(Debug)]
+struct Found {
+    record: Option<String>,
+}
+
+impl Zfs {
+    fn area_name(&self, area: Area) -> String {
+        format!("{}/{}", self.root, area.as_str())
+    }
+
+    /// The full name of a dataset.
+    fn name(&self, path: &DatasetPath) -> Result<String> {
+        let name = format!("{}/{path}", self.root);
+        self.check_length(&name, path.name().len())?;
+        Ok(name)
+    }
+
+    /// The full name of a snapshot.
+    fn snapshot_name(&self, snapshot: &SnapshotPath) -> Result<String> {
+        check_name(&snapshot.name)?;
+        let name = format!("{}/{snapshot}", self.root);
+        self.check_length(&name, snapshot.name.len())?;
+        Ok(name)
+    }
+
+    fn check_length(&self, name: &str, last: usize) -> Result<()> {
+        if name.len() <= NAME_MAX {
+            return Ok(());
+        }
+        let room = NAME_MAX.saturating_sub(name.len() - last);
+        Err(Error::Invalid(format!(
+            "the name is too long: ZFS takes {NAME_MAX} bytes in all, and {name} has {}; use a name of \
+             at most {room} bytes",
+            name.len()
+        )))
+    }
+
+    /// Which of these has no dataset.
+    fn first_missing(&self, snapshots: &[SnapshotPath]) -> Error {
+        let paths = snapshots.iter().map(|snapshot| &snapshot.dataset);
+        for path in paths {
+            match self.look(path) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Error::NotFound(path.to_string()),
+                Err(error) => return error,
+            }
+        }
+        let all: Vec<_> = snapshots.iter().map(ToString::to_string).collect();
+        Error::NotFound(all.join(", "))
+    }
+
+    /// Why a dataset is not found: there is none, or not even its area, and then nothing is known.
+    fn missing(&self, path: &DatasetPath) -> Error {
+        let area = self.area_name(path.area());
+        match self.zfs.properties(&area, &["type"]) {
+            Ok(_) => Error::NotFound(path.to_string()),
+            Err(error) => Error::Io { verb: "find", object: area, source: error.into() },
+        }
+    }
+
+    /// What the kernel's error means for a dataset.
+    fn failed(&self, verb: &'static str, path: &DatasetPath, error: sys::Error) -> Error {
+        match error.kind() {
+            Kind::NotFound => self.missing(path),
+            Kind::Exists => Error::Exists(path.to_string()),
+            _ => failed(verb, path, error),
+        }
+    }
+
+    /// `None` where there is certainly none.
+    fn look(&self, path: &DatasetPath) -> Result<Option<Found>> {
+        let name = self.name(path)?;
+        let read = |wanted: &[&str]| match self.zfs.properties(&name, wanted) {
+            Ok(properties) => Ok(Some(properties)),
+            Err(error) => match self.failed("read", path, error) {
+                Error::NotFound(_) => Ok(None),
+                other => Err(other),
+            },
+        };
+        // What is inherited comes from above. Where it seems to come from elsewhere, the dataset was renamed
+        // while it was read.
+        let mut properties = loop {
+            let Some(found) = read(&[RECORD])? else { return Ok(None) };
+            match found.get(RECORD).map(|property| &property.source) {
+                Some(Source::Inherited(from)) if !is_below(&name, from) => {}
+                _ => break found,
+            }
+        };
+        if properties.own_text(RECORD).is_some_and(record::has_parts) {
+            // All of them from one moment.
+            let Some(all) = read(&[])? else { return Ok(None) };
+            properties = all;
+        }
+        Ok(Some(Found { record: record::join(|name| properties.own_text(name)) }))
+    }
+
+    /// As [`look`](Self::look); one that is just being made is waited for, as it has no record yet.
+    fn look_settled(&self, path: &DatasetPath) -> Result<Option<Found>> {
+        match self.look(path)? {
+            Some(found) if found.record.is_none() => {
+                let _held = self.locks.hold(&[path]);
+                self.look(path)
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// What is read of a dataset that the driver may change. The caller holds its lock.
+    fn ours(&self, path: &DatasetPath) -> Result<Found> {
+        let found = self.look(path)?.ok_or_else(|| Error::NotFound(path.to_string()))?;
+        if found.record.is_some() {
+            return Ok(found);
+        }
+        Err(Error::Unsupported(format!(
+            "{path} was not made by this program: its dataset, {}/{path}, has no {RECORD} of its own",
+            self.root
+        )))
+    }
+
+    /// The properties that a new dataset gets.
+    fn properties(&self, spec: &DatasetSpec) -> Result<NvList> {
+        for name in spec.properties.keys() {
+            let ours = ["mountpoint", "canmount"].contains(&name.as_str());
+            if ours || name.starts_with("org.kleene:") {
+                return Err(Error::Invalid(format!("the property {name} is kleened's own")));
+            }
+        }
+        let invalid = |error: sys::Error| Error::Invalid(error.to_string());
+        let pool = self.root.split('/').next().unwrap_or(&self.root);
+        let given = spec.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut list = match spec.properties.is_empty() {
+            true => NvList::new(),
+            false => self.zfs.check_properties(pool, given),
+        }
+        .map_err(invalid)?;
+        let limits = [("refquota", spec.size), ("refreservation", spec.reserve)];
+        for (name, value) in limits {
+            if let Some(bytes) = value {
+                list.put_number(name, bytes).map_err(invalid)?;
+            }
+        }
+        for (name, value) in record::split(&spec.record) {
+            list.put_text(&name, &value).map_err(invalid)?;
+        }
+        Ok(list)
+    }
+
+    /// Makes a dataset by `make`, mounted and as its spec says; or there is none. The caller holds its lock.
+    fn make(
+        &self,
+        path: &DatasetPath,
+        spec: &DatasetSpec,
+        make: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        if self.look(path)?.is_some() {
+            return Err(Error::Exists(path.to_string()));
+        }
+        let pending = Pending::new(spec.owner, spec.mode);
+        self.intend(path, pending)?;
+        if let Err(error) = make() {
+            self.done(path);
+            return Err(error);
+        }
+        point();
+        let finished = self.mount_at_home(path).and_then(|()| match pending {
+            Some(pending) => self.give(path, pending),
+            None => Ok(()),
+        });
+        if let Err(error) = finished {
+            match self.unmount(path).and_then(|()| self.remove(path)) {
+                Ok(()) => self.done(path),
+                Err(error) => tracing::warn!(%path, ?error, "cannot take back what was made"),
+            }
+            return Err(error);
+        }
+        self.done(path);
+        Ok(())
+    }
+
+    /// Why a dataset with that spec can't be made.
+    fn not_made(&self, verb: &'static str, path: &DatasetPath, error: sys::Error) -> Error {
+        match error.kind() {
+            Kind::Invalid | Kind::TooLarge => Error::Invalid(error.to_string()),
+            // There is no parent: the area is missing.
+            Kind::NotFound => {
+                let object = self.area_name(path.area());
+                Error::Io { verb: "find", object, source: error.into() }
+            }
+            _ => self.failed(verb, path, error),
+        }
+    }
+
+    /// The dataset paths of an area's children that have names of datasets.
+    fn children(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        let name = self.area_name(area);
+        let children = self.zfs.children(&name);
+        let children = children.map_err(|error| Error::io("list", &name, error))?;
+        let path = |child: String| {
+            let last = child.rsplit('/').next()?.parse::<VolumeName>().ok()?;
+            format!("{}/{last}", area.as_str()).parse().ok()
+        };
+        let mut paths: Vec<DatasetPath> = children.into_iter().filter_map(path).collect();
+        paths.sort_unstable();
+        Ok(paths)
+    }
+}
+
+/// What the kernel's error means for an object of which it does not say that it is or is not there.
+fn failed(verb: &'static str, object: impl fmt::Display, error: sys::Error) -> Error {
+    match error.kind() {
+        Kind::Busy => Error::Busy(object.to_string()),
+        Kind::NameTooLong | Kind::TooLarge => Error::Invalid(error.to_string()),
+        Kind::Unsupported => Error::Unsupported(error.to_string()),
+        _ => Error::io(verb, object, error),
+    }
+}
+
+/// Whether the dataset `name` is somewhere below `above`.
+fn is_below(name: &str, above: &str) -> bool {
+    name.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{name:?}: a snapshot's name follows the rule of volume names")))
+}
+
+impl Driver for Zfs {
+    fn name(&self) -> &'static str {
+        "zfs"
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clones_share_space: true, snapshots_are_atomic: true, usage_is_known: true }
+    }
+
+    fn mountpoint(&self, path: &DatasetPath) -> PathBuf {
+        self.mountpoint.join(path.area().as_str()).join(path.name())
+    }
+
+    fn dataset(&self, path: &DatasetPath) -> String {
+        format!("{}/{path}", self.root)
+    }
+
+    fn create(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
+        let name = self.name(path)?;
+        let properties = self.properties(spec)?;
+        let _held = self.locks.hold(&[path]);
+        self.make(path, spec, || {
+            let made = self.zfs.create(&name, &properties);
+            made.map_err(|error| self.not_made("make", path, error))
+        })
+    }
+
+    fn get(&self, path: &DatasetPath) -> Result<Option<Dataset>> {
+        let found = self.look_settled(path)?;
+        Ok(found.map(|found| Dataset { path: path.clone(), record: found.record }))
+    }
+
+    fn list(&self, area: Area) -> Result<Vec<Dataset>> {
+        let paths = self.children(area)?;
+        let found = on_threads(&paths, |path| self.look_settled(path));
+        let mut datasets = Vec::with_capacity(paths.len());
+        for (path, found) in paths.into_iter().zip(found) {
+            // `None` where it was destroyed meanwhile.
+            datasets.extend(found?.map(|found| Dataset { path, record: found.record }));
+        }
+        Ok(datasets)
+    }
+
+    fn names(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        self.children(area)
+    }
+
+    fn mount(&self, path: &DatasetPath) -> Result<()> {
+        let _held = self.locks.hold(&[path]);
+        self.mount_at_home(path)
+    }
+
+    fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
+        let _held = self.locks.hold(&[path]);
+        self.ours(path)?;
+        self.set_record(path, record)
+    }
+
+    fn destroy(&self, path: &DatasetPath) -> Result<bool> {
+        let _held = self.locks.hold(&[path]);
+        match self.ours(path) {
+            Err(Error::NotFound(_)) => return Ok(false),
+            other => other?,
+        };
+        self.unmount(path)?;
+        point();
+        if let Err(error) = self.remove(path) {
+            self.mount_again(path);
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    fn rename(&self, from: &DatasetPath, to: &DatasetPath) -> Result<()> {
+        let (old, new) = (self.name(from)?, self.name(to)?);
+        let _held = self.locks.hold(&[from, to]);
+        // Before anything is unmounted.
+        self.ours(from)?;
+        if self.look(to)?.is_some() {
+            return Err(Error::Exists(to.to_string()));
+        }
+        self.unmount(from)?;
+        point();
+        if let Err(error) = self.zfs.rename(&old, &new) {
+            self.mount_again(from);
+            return Err(self.failed("rename", to, error));
+        }
+        point();
+        if let Err(error) = self.mount_at_home(to) {
+            match self.zfs.rename(&new, &old) {
+                Ok(()) => self.mount_again(from),
+                Err(error) => tracing::warn!(%to, %error, "cannot take back a renaming"),
+            }
+            return Err(error);
+        }
+        point();
+        self.remove_mountpoint(from);
+        Ok(())
+    }
+
+    fn usage(&self, path: &DatasetPath) -> Result<Usage> {
+        let properties = self.zfs.properties(&self.name(path)?, MEASURES);
+        let properties = properties.map_err(|error| self.failed("measure", path, error))?;
+        let number = |name: &str| properties.number(name);
+        Ok(Usage {
+            used: number("used").unwrap_or_default(),
+            referenced: number("referenced").unwrap_or_default(),
+            available: number("available").unwrap_or_default(),
+            snapshots: number("usedbysnapshots").unwrap_or_default(),
+            size: number("refquota").filter(|bytes| *bytes > 0),
+            compress_ratio: number("compressratio").and_then(|ratio| ratio.try_into().ok()),
+        })
+    }
+
+    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
+        let paths = self.children(area)?;
+        let all = on_threads(&paths, |path| self.usage(path));
+        let mut usages = Vec::with_capacity(paths.len());
+        for (path, usage) in paths.into_iter().zip(all) {
+            match usage {
+                Ok(usage) => usages.push((path, usage)),
+                // Destroyed meanwhile.
+                Err(Error::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(usages)
+    }
+
+    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
+        let mut names = BTreeMap::new();
+        for snapshot in snapshots {
+            let name = self.snapshot_name(snapshot)?;
+            if let Some(other) = names.insert(&snapshot.dataset, name.clone()) {
+                if other == name {
+                    return Err(Error::Exists(snapshot.to_string()));
+                }
+                return Err(Error::Unsupported(format!(
+                    "ZFS makes one snapshot of a dataset at a time, and these are two of {}",
+                    snapshot.dataset
+                )));
+            }
+        }
+        let Some(first) = snapshots.first() else { return Ok(()) };
+        let texts: Vec<&str> = names.values().map(String::as_str).collect();
+        let none = NvList::new().map_err(|error| failed("snapshot", first, error))?;
+        self.zfs.snapshot(&texts, &none).map_err(|error| {
+            let to_blame = error.failed().iter().find_map(|item| {
+                let of = |snapshot: &&SnapshotPath| item.name.ends_with(&format!("/{snapshot}"));
+                Some((item.kind(), snapshots.iter().find(of)?))
+            });
+            match to_blame {
+                Some((Kind::Exists, snapshot)) => Error::Exists(snapshot.to_string()),
+                Some((Kind::NotFound, snapshot)) => self.missing(&snapshot.dataset),
+                _ => match error.kind() {
+                    Kind::Exists => Error::Exists(first.to_string()),
+                    Kind::NotFound => self.first_missing(snapshots),
+                    _ => failed("snapshot", first, error),
+                },
+            }
+        })
+    }
+
+    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
+        let all = self.zfs.snapshots(&self.name(path)?);
+        let all = all.map_err(|error| self.failed("list the snapshots of", path, error))?;
+        Ok(all
+            .into_iter()
+            .map(|snapshot| Snapshot { name: snapshot.name, created: time(snapshot.creation) })
+            .collect())
+    }
+
+    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
+        let name = self.snapshot_name(snapshot)?;
+        match self.zfs.exists(&name) {
+            Ok(true) => {}
+            Ok(false) => {
+                return match self.missing(&snapshot.dataset) {
+                    Error::NotFound(_) => Ok(false),
+                    unknown => Err(unknown),
+                };
+            }
+            Err(error) => return Err(failed("look up", snapshot, error)),
+        }
+        match self.zfs.destroy_snapshots(&[&name], false) {
+            Ok(()) => Ok(true),
+            // It has clones.
+            Err(error) if error.kind() == Kind::Exists => Err(Error::Busy(snapshot.to_string())),
+            Err(error) => Err(failed("destroy", snapshot, error)),
+        }
+    }
+
+    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
+        let name = self.snapshot_name(snapshot)?;
+        let path = &snapshot.dataset;
+        let _held = self.locks.hold(&[path]);
+        self.ours(path)?;
+        let back = self.zfs.rollback_to(&self.name(path)?, &name);
+        back.map_err(|error| match error.kind() {
+            // There are newer snapshots.
+            Kind::Exists => Error::Busy(path.to_string()),
+            Kind::NotFound => Error::NotFound(snapshot.to_string()),
+            _ => failed("roll back to", snapshot, error),
+        })
+    }
+
+    fn clone_from(
+        &self,
+        snapshot: &SnapshotPath,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+    ) -> Result<()> {
+        let (origin, name) = (self.snapshot_name(snapshot)?, self.name(to)?);
+        let properties = self.properties(spec)?;
+        let _held = self.locks.hold(&[to]);
+        self.make(to, spec, || {
+            let Err(error) = self.zfs.clone_from(&name, &origin, &properties) else {
+                return Ok(());
+            };
+            let no_origin =
+                error.kind() == Kind::NotFound && matches!(self.zfs.exists(&origin), Ok(false));
+            if no_origin {
+                return Err(match self.missing(&snapshot.dataset) {
+                    Error::NotFound(_) => Error::NotFound(snapshot.to_string()),
+                    unknown => unknown,
+                });
+            }
+            Err(self.not_made("clone", to, error))
+        })
+    }
+
+    fn interrupt(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn streams(&self) -> Option<&dyn Streams> {
+        Some(self)
+    }
+
+    fn adopt(&self) -> Option<&dyn Adopt> {
+        Some(self)
+    }
+
+    fn watch(&self) -> Option<&dyn Watch> {
+        self.watched.as_ref().map(|_| self as &dyn Watch)
+    }
+}
+
+fn time(seconds: u64) -> Timestamp {
+    let seconds = i64::try_from(seconds).unwrap_or_default();
+    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH).into()
+}

@@ -1,0 +1,213 @@
+//! Mounts and mount points, which go with the datasets.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use kleened_sys::zfs as sys;
+use kleened_sys::zfs::Kind;
+
+use super::super::fault::point;
+use super::super::{Area, DatasetPath, Driver, Error, Result};
+use super::threads::on_threads;
+use super::{IMPORT, NvList, Zfs, destroy, failed};
+
+/// The dataset that is mounted at the root's directory. An error where one should be, as the directory's
+/// name says, and is not.
+pub(super) fn root(zfs: &'static sys::Zfs, root: &Path) -> Result<Option<String>> {
+    let look = |error: io::Error| Error::io("look for the dataset at", root.display(), error);
+    match sys::dataset_mounted_at(root) {
+        Ok(Some(dataset)) => return Ok(Some(dataset)),
+        Ok(None) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(look(error)),
+    }
+    // A pool that was imported without mounting: a root that looks empty must not become one of `dir`.
+    let Some(name) = root.to_str().and_then(|text| text.strip_prefix('/')) else { return Ok(None) };
+    match zfs.properties(name, &["mountpoint"]) {
+        Ok(found) if found.text("mountpoint").is_some_and(|at| Path::new(at) == root) => {}
+        Ok(_) => return Ok(None),
+        Err(error)
+            if matches!(error.kind(), Kind::NotFound | Kind::Invalid | Kind::NameTooLong) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(look(error.into())),
+    }
+    Err(look(io::Error::other(format!("{name} is not mounted: 'zfs mount {name}' does it"))))
+}
+
+/// A directory to mount on. What is below it, should the mount be missing, is nobody's.
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Mounts a dataset; read-only where its pool is.
+pub(super) fn mount(dataset: &str, target: &Path) -> io::Result<()> {
+    match sys::mount_dataset(dataset, target, sys::MountFlags::default()) {
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => sys::mount_dataset(
+            dataset,
+            target,
+            sys::MountFlags { read_only: true, ..Default::default() },
+        ),
+        other => other,
+    }
+}
+
+impl Zfs {
+    fn area_directory(&self, area: Area) -> PathBuf {
+        self.mountpoint.join(area.as_str())
+    }
+
+    /// Every area is there and mounted. Only root gets into a new one: content holds set-id programs.
+    pub(super) fn make_areas(&self) -> Result<()> {
+        let children = self.zfs.children(&self.root);
+        let children: HashSet<String> =
+            children.map_err(|error| failed("list", &self.root, error))?.into_iter().collect();
+        for area in Area::ALL {
+            let (name, directory) = (self.area_name(area), self.area_directory(area));
+            let make = |error: sys::Error| failed("make", &name, error);
+            let new = !children.contains(&name);
+            if new {
+                let none = NvList::new().map_err(make)?;
+                self.zfs.create(&name, &none).map_err(make)?;
+                point();
+            }
+            self.mount_at(&name, &directory)?;
+            point();
+            // Also after a crash just before.
+            let is_empty =
+                || fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
+            if new || is_empty() {
+                let mode = fs::Permissions::from_mode(0o700);
+                match fs::set_permissions(&directory, mode) {
+                    Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+                    other => other.map_err(|e| Error::io("close", directory.display(), e))?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Mounts what is not mounted, and takes back what a crash left half done.
+    pub(super) fn recover(&self) -> Result<()> {
+        let mounted = sys::mounted().map_err(|error| Error::io("read", "the mounts", error))?;
+        let mounted: HashSet<(String, PathBuf)> =
+            mounted.into_iter().map(|mount| (mount.dataset, mount.at)).collect();
+        for area in Area::ALL {
+            let paths = self.children(area)?;
+            let (drafts, paths): (Vec<_>, Vec<_>) = paths
+                .into_iter()
+                .partition(|path| area == Area::Scratch && path.name().starts_with(IMPORT));
+            for draft in &drafts {
+                self.unmount(draft)?;
+                self.remove(draft)?;
+            }
+            let unmounted: Vec<_> = paths
+                .iter()
+                .filter(|path| !mounted.contains(&(self.dataset(path), self.mountpoint(path))))
+                .collect();
+            let problems = on_threads(&unmounted, |path| self.mount_at_home(path).err());
+            for (path, error) in unmounted.iter().zip(problems) {
+                if let Some(error) = error {
+                    tracing::warn!(%path, ?error, "cannot mount");
+                }
+            }
+            self.remove_stray_mountpoints(area, &paths);
+        }
+        Ok(())
+    }
+
+    /// What a crash left of datasets that went. Only empty directories go.
+    fn remove_stray_mountpoints(&self, area: Area, paths: &[DatasetPath]) {
+        let names: HashSet<&str> = paths.iter().map(DatasetPath::name).collect();
+        let Ok(entries) = fs::read_dir(self.area_directory(area)) else { return };
+        for entry in entries.flatten() {
+            if !names.contains(&*entry.file_name().to_string_lossy()) {
+                // A file, or not empty: somebody put it there.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
+
+    /// The dataset is mounted where it belongs. The caller holds its lock, or nobody else is there yet.
+    pub(super) fn mount_at_home(&self, path: &DatasetPath) -> Result<()> {
+        let (name, target) = (self.name(path)?, self.mountpoint(path));
+        match self.mount_at(&name, &target) {
+            Err(Error::NotFound(_)) => {
+                // Nothing is left of the attempt.
+                self.remove_mountpoint(path);
+                Err(self.missing(path))
+            }
+            other => other,
+        }
+    }
+
+    fn mount_at(&self, name: &str, target: &Path) -> Result<()> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NotFound(name.to_owned()),
+            _ => Error::io("mount", name, error),
+        };
+        make_directory(target).map_err(|error| Error::io("make", target.display(), error))?;
+        match sys::dataset_mounted_at(target).map_err(failed)? {
+            Some(there) if there == name => return Ok(()),
+            Some(other) => {
+                return Err(Error::Busy(format!(
+                    "{}, where {other} is mounted,",
+                    target.display()
+                )));
+            }
+            None => {}
+        }
+        point();
+        mount(name, target).map_err(failed)
+    }
+
+    /// The dataset is mounted again, after a change that did not come about.
+    pub(super) fn mount_again(&self, path: &DatasetPath) {
+        if let Err(error) = self.mount_at_home(path) {
+            tracing::warn!(%path, ?error, "cannot mount it again; the next start will");
+        }
+    }
+
+    /// The dataset is not mounted where it belongs.
+    pub(super) fn unmount(&self, path: &DatasetPath) -> Result<()> {
+        let (name, target) = (self.name(path)?, self.mountpoint(path));
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::ResourceBusy => Error::Busy(path.to_string()),
+            _ => Error::io("unmount", path, error),
+        };
+        destroy::patiently(|| match sys::dataset_mounted_at(&target) {
+            Ok(Some(there)) if there == name => sys::unmount(&target, false).map_err(failed),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(error)),
+        })
+    }
+
+    /// The directory that the dataset was mounted on is gone, unless somebody put something into it.
+    pub(super) fn remove_mountpoint(&self, path: &DatasetPath) {
+        match fs::remove_dir(self.mountpoint(path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%path, %error, "cannot remove the directory it was mounted on");
+            }
+            _ => {}
+        }
+    }
+
+    /// The dataset has this record, and no other property is touched.
+    pub(super) fn set_record(&self, path: &DatasetPath, record: &str) -> Result<()> {
+        let name = self.name(path)?;
+        let failed = |error| self.failed("write the record of", path, error);
+        let mut properties = NvList::new().map_err(failed)?;
+        for (name, value) in super::record::split(record) {
+            properties.put_text(&name, &value).map_err(failed)?;
+        }
+        self.zfs.set(&name, &properties).map_err(failed)
+    }
+}
