@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -301,6 +301,34 @@ impl Daemon {
         eventually("the supervisors' end", || supervisors(self.home()).is_empty());
     }
 
+    /// Waits until it has stopped itself, as a plan in `KLEENED_FAULT` told it to.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run, or does not stop in time.
+    pub fn wait_until_stopped(&self) {
+        eventually("kleened's stop", || self.is_stopped());
+    }
+
+    fn is_stopped(&self) -> bool {
+        let is_stopped = |task: io::Result<fs::DirEntry>| {
+            let stat = fs::read_to_string(task.expect("list threads").path().join("stat"));
+            // A thread may have ended meanwhile. The state is what follows the name.
+            stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|it| it.starts_with('T')))
+        };
+        fs::read_dir(format!("/proc/{}/task", self.pid())).expect("list threads").all(is_stopped)
+    }
+
+    /// Lets it go on where it has stopped itself.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    pub fn go_on(&self) {
+        rustix::process::kill_process(self.pid(), rustix::process::Signal::CONT)
+            .expect("continue kleened");
+    }
+
     /// Asks it to stop, and waits until it has.
     ///
     /// # Panics
@@ -461,6 +489,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if self.runs() && self.is_stopped() {
+            self.kill();
+        }
         if self.child.is_none() && self.socket().exists() {
             // It was killed: what it left is found by one that stops it.
             self.environment.clear();
@@ -471,14 +502,12 @@ impl Drop for Daemon {
             }
         }
         if let Some(mut child) = self.child.take() {
+            let pid = rustix::process::Pid::from_child(&child);
             let running = self.klee(["container", "ls", "-q"]).stdout;
             for id in running.lines() {
                 self.klee(["container", "stop", "--time", "0", id]);
             }
-            let _ = rustix::process::kill_process(
-                rustix::process::Pid::from_child(&child),
-                rustix::process::Signal::TERM,
-            );
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
             let _ = child.wait();
         }
         for pid in supervisors(self.home()) {

@@ -144,9 +144,12 @@ async fn serve(
 
 fn open(config: &Config) -> Result<Arc<Engine>, Error> {
     let mut storage = open_storage(config)?;
-    if let Some(plan) = Plan::from_environment().map_err(Error::Invalid)? {
-        tracing::warn!("{}={plan}: a storage call is going to fail", fault::VARIABLE);
-        storage = Box::new(Fault::new(storage, Some(plan)));
+    let plans = Plan::from_environment().map_err(Error::Invalid)?;
+    if !plans.is_empty() {
+        for plan in &plans {
+            tracing::warn!("{}={plan}: a storage call is going to fail", fault::VARIABLE);
+        }
+        storage = Box::new(Fault::new(storage, plans));
     }
     let platform = crate::platform::open(&config.run_dir())
         .map_err(Error::platform("open", config.run_dir().display()))?;

@@ -6,5 +6,6 @@
 mod behind;
 mod containers;
 mod crash;
+mod fill;
 mod hostile;
 mod volumes;

@@ -20,8 +20,9 @@ use crate::storage::{self, DatasetPath, DatasetSpec};
 
 impl Engine {
     /// The volume has what the image has at the mount's destination: all of it, or, where it was
-    /// filled before, is not empty, or is mounted somewhere, what it had. The directory's own owner
-    /// and mode come along unless the volume was given some. The caller holds the volume's lock.
+    /// filled before, is not empty, or is mounted somewhere, what it had; also where somebody writes
+    /// into it while it is filled. The directory's own owner and mode come along unless the volume was
+    /// given some. The caller holds the volume's lock.
     pub(super) fn populate(
         &self,
         image: &Id,
@@ -45,7 +46,7 @@ impl Engine {
         let Some(source) = directory(root, &mount.destination).map_err(fail())? else {
             return Ok(());
         };
-        let target = File::open(self.storage.mountpoint(&volume)).map_err(fail())?;
+        let target = self.open_root(&volume).map_err(Error::storage("fill volume", &name))?;
         if !is_empty(target.as_fd()).map_err(fail())? {
             return Ok(());
         }
@@ -59,6 +60,8 @@ impl Engine {
             // Nothing to copy but the directory itself, so it is not used up as the first content.
             return take_after(&source, &target, &record).map_err(fail());
         }
+        // A dataset in which something is open can't be unmounted, and so not change its place.
+        drop(target);
         self.set_initializing(&name, true);
         let filled = self.fill(&name, image, source.as_fd(), &mount.destination, record, progress);
         self.set_initializing(&name, false);
@@ -87,7 +90,7 @@ impl Engine {
         let spec = DatasetSpec { owner: None, mode: None, ..record.spec() };
         let copied = self.storage.create(&fresh, &spec).map_err(fail()).and_then(|()| {
             let io = || Error::io::<io::Error>("fill volume", format!("{name} from {path}"));
-            let target = File::open(self.storage.mountpoint(&fresh)).map_err(io())?;
+            let target = self.open_root(&fresh).map_err(fail())?;
             copy::tree(source, target.as_fd(), &self.copying(progress))
                 .map_err(Error::io("fill volume", name))?;
             override_root(&target, &record).map_err(io())?;
@@ -105,15 +108,30 @@ impl Engine {
                 return Err(error);
             }
         };
-        let swapped =
-            self.storage.rename(&volume, &old).and_then(|()| self.storage.rename(&fresh, &volume));
+        let moved = self.storage.rename(&volume, &old);
         // Forwards or backwards: the same steps as after a crash.
-        self.settle_populate(&volume, &fresh, &old).map_err(fail())?;
-        entry.done().map_err(journal())?;
+        let settled = self.settle_populate(&volume, &fresh, &old);
+        let again = if settled.is_ok() {
+            Ok(())
+        } else {
+            // Where the fresh one can't take the place, the old one may.
+            if let Ok(None) = self.storage.get(&volume) {
+                log_failure(format_args!("put back {volume}"), self.storage.rename(&old, &volume));
+            }
+            self.settle_populate(&volume, &fresh, &old)
+        };
+        let swapped = moved.and(settled);
+        again.map_err(fail())?;
+        // An entry that stays does no harm: nothing else ever has these names.
+        log_failure(format_args!("write the journal for {volume}"), entry.done());
         // What counts is what is there now.
         let now = self.storage.get(&volume).map_err(fail())?.and_then(|dataset| dataset.record);
         if now.as_ref() != Some(&spec.record) {
-            return swapped.map_err(fail());
+            swapped.map_err(fail())?;
+            tracing::warn!(
+                "volume {name} was written to while it was filled: it keeps what it has"
+            );
+            return Ok(());
         }
         if let Some(entry) = self.catalogue().volumes.get_mut(name.as_str()) {
             entry.record = record;
@@ -124,7 +142,8 @@ impl Engine {
     /// The volume is there, filled or as it was, and neither of the two others is. A repeat is safe.
     ///
     /// The fresh dataset was whole before the volume stepped aside, so where the volume is missing
-    /// the fresh one is it, and where both are missing the old one is.
+    /// the fresh one is it, and where both are missing the old one is. But what somebody wrote into the
+    /// volume since it was found empty is worth more than what the image has: then the old one is it.
     pub(super) fn settle_populate(
         &self,
         volume: &DatasetPath,
@@ -132,12 +151,34 @@ impl Engine {
         old: &DatasetPath,
     ) -> storage::Result<()> {
         if self.storage.get(volume)?.is_none() {
-            let from = if self.storage.get(fresh)?.is_some() { fresh } else { old };
-            self.storage.rename(from, volume)?;
+            let forwards = self.storage.get(fresh)?.is_some() && !self.has_content(old)?;
+            self.storage.rename(if forwards { fresh } else { old }, volume)?;
+        }
+        // By a process that had it open, where that does not keep it from being moved.
+        if self.has_content(old)? {
+            self.storage.rename(volume, fresh)?;
+            self.storage.rename(old, volume)?;
         }
         self.storage.destroy(fresh)?;
         self.storage.destroy(old)?;
         Ok(())
+    }
+
+    /// The root directory of a dataset, certainly not the empty one that it is mounted on.
+    fn open_root(&self, path: &DatasetPath) -> storage::Result<File> {
+        self.storage.mount(path)?;
+        let root = File::open(self.storage.mountpoint(path));
+        root.map_err(|error| storage::Error::io("open", path, error))
+    }
+
+    /// Whether the dataset is there and holds anything.
+    fn has_content(&self, path: &DatasetPath) -> storage::Result<bool> {
+        let root = match self.open_root(path) {
+            Err(storage::Error::NotFound(_)) => return Ok(false),
+            root => root?,
+        };
+        let empty = is_empty(root.as_fd());
+        empty.map(|empty| !empty).map_err(|error| storage::Error::io("look into", path, error))
     }
 
     fn is_mounted(&self, name: &VolumeName) -> bool {

@@ -1,10 +1,10 @@
 //! A driver that fails on demand, for tests.
 //!
-//! [`Fault`] stands in front of any driver and fails one chosen call, before it took effect or after;
-//! or it kills the process there, as `kill -9` would. What must hold then: the verb fails, a
-//! repeat of it succeeds, nothing is left over.
+//! [`Fault`] stands in front of any driver and fails chosen calls, before they took effect or after;
+//! or it kills the process there, as `kill -9` would, or stops it for a while. What must hold then: the
+//! verb fails, a repeat of it succeeds, nothing is left over.
 //!
-//! A debug build of the daemon reads a plan from the environment variable `KLEENED_FAULT`
+//! A debug build of the daemon reads plans from the environment variable `KLEENED_FAULT`
 //! ([`Plan::from_environment`]); a release build does not look at it. A plan with the method `point`
 //! is about the steps inside a driver, between two system calls, and can only kill.
 
@@ -20,7 +20,7 @@ use super::{
     SnapshotPath, Streams, Usage, Watch,
 };
 
-/// The environment variable that holds a plan.
+/// The environment variable that holds plans, with commas between them.
 pub const VARIABLE: &str = "KLEENED_FAULT";
 
 /// Which call fails, and how: `METHOD:N:WHEN:WHAT`, for example `rename:1:after:error` or
@@ -31,7 +31,7 @@ pub const VARIABLE: &str = "KLEENED_FAULT";
 /// | `METHOD` | the name of a method of [`Driver`], [`Streams`] or [`Adopt`]; `*` for any of them; `point` for a step inside a driver |
 /// | `N` | its Nth call, from 1 on; others are let through |
 /// | `WHEN` | `before` it takes effect, or `after` |
-/// | `WHAT` | `error` ([`Error::Io`]), `full` ([`Error::NoSpace`]), `busy` ([`Error::Busy`]), or `kill` the process |
+/// | `WHAT` | `error` ([`Error::Io`]), `full` ([`Error::NoSpace`]), `busy` ([`Error::Busy`]), or `kill` the process; `stop` it until it gets SIGCONT, and let the call through |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     method: String,
@@ -52,6 +52,7 @@ enum What {
     Full,
     Busy,
     Kill,
+    Stop,
 }
 
 /// The methods that can fail.
@@ -95,6 +96,7 @@ impl FromStr for Plan {
             "full" => What::Full,
             "busy" => What::Busy,
             "kill" => What::Kill,
+            "stop" => What::Stop,
             _ => return Err(format!("'{text}' does not say what shall happen: {GRAMMAR}")),
         };
         let call = call.parse().ok().filter(|call| *call > 0);
@@ -106,7 +108,7 @@ impl FromStr for Plan {
     }
 }
 
-const GRAMMAR: &str = "a plan is METHOD:N:before|after:error|full|busy|kill";
+const GRAMMAR: &str = "a plan is METHOD:N:before|after:error|full|busy|kill|stop";
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,46 +121,47 @@ impl fmt::Display for Plan {
             What::Full => "full",
             What::Busy => "busy",
             What::Kill => "kill",
+            What::Stop => "stop",
         };
         write!(f, "{}:{}:{when}:{what}", self.method, self.call)
     }
 }
 
 impl Plan {
-    /// The plan in the environment; `None` where there is none, and in a release build.
+    /// The plans in the environment; none in a release build.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with its text.
-    pub fn from_environment() -> std::result::Result<Option<Self>, String> {
+    /// Says what is wrong with their text.
+    pub fn from_environment() -> std::result::Result<Vec<Self>, String> {
         if !cfg!(debug_assertions) {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        match std::env::var(VARIABLE) {
-            Ok(text) => text.parse().map(Some).map_err(|error| format!("{VARIABLE}: {error}")),
-            Err(_) => Ok(None),
-        }
+        let Ok(text) = std::env::var(VARIABLE) else { return Ok(Vec::new()) };
+        let plans = text.split(',').map(str::parse).collect::<std::result::Result<_, _>>();
+        plans.map_err(|error: String| format!("{VARIABLE}: {error}"))
     }
 }
 
-/// A driver in front of another that carries out a [`Plan`] and counts calls.
+/// A driver in front of another that carries out [`Plan`]s and counts calls.
 #[derive(Debug)]
 pub struct Fault {
     inner: Box<dyn Driver>,
-    plan: Mutex<Option<Plan>>,
+    plans: Mutex<Vec<Plan>>,
     counts: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl Fault {
-    /// The driver as it was, but for what the plan says.
-    #[must_use]
-    pub fn new(inner: Box<dyn Driver>, plan: Option<Plan>) -> Self {
-        Self { inner, plan: Mutex::new(plan), counts: Mutex::default() }
+    /// The driver as it was, but for what the plans say.
+    pub fn new(inner: Box<dyn Driver>, plans: impl IntoIterator<Item = Plan>) -> Self {
+        let plans = Mutex::new(plans.into_iter().collect());
+        Self { inner, plans, counts: Mutex::default() }
     }
 
-    /// Counting starts again, with this plan.
-    pub fn restart(&self, plan: Option<Plan>) {
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = plan;
+    /// Counting starts again, with these plans.
+    pub fn restart(&self, plans: impl IntoIterator<Item = Plan>) {
+        let plans = plans.into_iter().collect();
+        *self.plans.lock().unwrap_or_else(PoisonError::into_inner) = plans;
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -171,13 +174,13 @@ impl Fault {
     fn call<T>(&self, method: &'static str, call: impl FnOnce() -> Result<T>) -> Result<T> {
         let what = self.due(method);
         if let Some((When::Before, what)) = what {
-            return Err(fail(method, what));
+            fail(method, what)?;
         }
         let done = call()?;
-        match what {
-            Some((_, what)) => Err(fail(method, what)),
-            None => Ok(done),
+        if let Some((When::After, what)) = what {
+            fail(method, what)?;
         }
+        Ok(done)
     }
 
     /// Counts the call, and says what shall happen to it.
@@ -189,24 +192,29 @@ impl Fault {
             *count
         };
         let (own, all) = (count(method), count("*"));
-        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        let plan = plan.as_ref()?;
-        let number = if plan.method == "*" { all } else { own };
-        let meant = (plan.method == "*" || plan.method == method) && plan.call == number;
-        meant.then_some((plan.when, plan.what))
+        let plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let meant = |plan: &&Plan| {
+            (plan.method == "*" && plan.call == all) || (plan.method == method && plan.call == own)
+        };
+        plans.iter().find(meant).map(|plan| (plan.when, plan.what))
     }
 }
 
-fn fail(method: &'static str, what: What) -> Error {
+fn fail(method: &'static str, what: What) -> Result<()> {
     let (object, cause) = ("a dataset: a planned fault".to_owned(), "a planned fault");
     match what {
-        What::Error => Error::Io { verb: method, object, source: io::Error::other(cause) },
+        What::Error => Err(Error::Io { verb: method, object, source: io::Error::other(cause) }),
         What::Full => {
             let source = io::Error::new(io::ErrorKind::StorageFull, cause);
-            Error::NoSpace { verb: method, object, source }
+            Err(Error::NoSpace { verb: method, object, source })
         }
-        What::Busy => Error::Busy(object),
+        What::Busy => Err(Error::Busy(object)),
         What::Kill => kill(),
+        What::Stop => {
+            // To this thread, which is stopped before it returns; the others are with it.
+            let stopped = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);
+            stopped.map_err(|errno| Error::io(method, object, errno))
+        }
     }
 }
 
@@ -224,12 +232,12 @@ pub(super) fn point() {
     {
         use std::sync::OnceLock;
         use std::sync::atomic::{AtomicU64, Ordering};
-        static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+        static PLANS: OnceLock<Vec<Plan>> = OnceLock::new();
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let plan = PLAN.get_or_init(|| Plan::from_environment().ok().flatten());
-        if let Some(plan) = plan.as_ref().filter(|p| p.method == "point" && p.what == What::Kill)
-            && COUNT.fetch_add(1, Ordering::Relaxed) + 1 == plan.call
-        {
+        let plans = PLANS.get_or_init(|| Plan::from_environment().unwrap_or_default());
+        let mut kills = plans.iter().filter(|p| p.method == "point" && p.what == What::Kill);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
+        if kills.any(|plan| plan.call == count) {
             kill();
         }
     }
@@ -374,7 +382,7 @@ mod tests {
     #[test]
     fn plans_are_read_and_written() {
         for text in
-            ["rename:1:after:error", "*:7:before:kill", "point:12:before:kill", "set:3:after:full"]
+            ["rename:1:after:error", "*:7:before:kill", "point:12:before:kill", "set:3:after:stop"]
         {
             assert_eq!(text.parse::<Plan>().unwrap().to_string(), text);
         }
