@@ -111,6 +111,8 @@ impl Engine {
         let done = adopting.adopt(&dataset, &DatasetPath::volume(name), &text);
         done.map_err(|error| match error {
             storage::Error::NotFound(_) => Error::NotFound { kind: Kind::Dataset, name: dataset },
+            // It says so itself.
+            storage::Error::Invalid(reason) => Error::Invalid(reason),
             error => Error::storage("adopt dataset", dataset)(error),
         })?;
         let mut catalogue = self.catalogue();

@@ -151,6 +151,10 @@ impl Engine {
         let known = catalogue.volumes.get_mut(name.as_str());
         match (now.map(|now| entry(&now)), known) {
             (None, None) => {}
+            // It was never a volume.
+            (None, Some(VolumeEntry { fault: Some(Fault::Foreign(_)), .. })) => {
+                catalogue.volumes.remove(name.as_str());
+            }
             (None, Some(known)) => {
                 if !matches!(known.fault, Some(Fault::Gone(_))) {
                     let fault = self.fault_of_gone(name.as_str());
@@ -170,7 +174,7 @@ impl Engine {
                 }
             }
             (Some(now), None) => {
-                tracing::warn!("volume {name}: {dataset} appeared, and was not made by kleened");
+                tracing::warn!("volume {name}: {dataset} appeared, which was not kleened's doing");
                 catalogue.volumes.insert(name.to_string(), now);
             }
         }
@@ -223,7 +227,8 @@ impl Engine {
             Event::Appeared(path) => self.compare(&path, |known| !known),
             Event::Vanished(path) => self.compare(&path, |known| known),
             Event::Changed { path, what } => {
-                if !what.contains("org.kleene:") {
+                // There only the daemon works, and its bookkeeping is no news.
+                if path.area() != Area::Scratch && !what.contains("org.kleene:") {
                     tracing::info!("{}: {what}", self.storage.dataset(&path));
                 }
                 self.compare(&path, |_| true);
@@ -249,43 +254,58 @@ impl Engine {
         Ok(())
     }
 
-    /// The volume is noticed, once nothing else is done with it, unless what happened left it as it
-    /// is known: `news` says so of whether a dataset is known there.
+    /// The dataset is looked at, once nothing else is done with its object, unless what happened left it
+    /// as it is known: `news` says so of whether a dataset is known there.
     fn compare(self: &Arc<Self>, path: &DatasetPath, news: impl Fn(bool) -> bool + Send + 'static) {
-        let Ok(name) = path.name().parse::<VolumeName>() else { return };
-        if path.area() != Area::Volumes {
-            return self.report(path, news);
-        }
-        if !news(self.catalogue().has_dataset(name.as_str())) {
-            return;
-        }
-        let engine = Arc::clone(self);
+        let Some(key) = key(path).filter(|_| news(self.knows(path))) else { return };
+        let (engine, path) = (Arc::clone(self), path.clone());
         self.runtime.spawn(async move {
-            let wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
-            let held = engine.locks.acquire(wanted).await;
+            let held = engine.locks.acquire(vec![(key, Access::Exclusive)]).await;
             // The daemon itself may have done it, and knows by now.
-            if news(engine.catalogue().has_dataset(name.as_str())) {
-                let noticed = engine.look(move |engine| {
+            if news(engine.knows(&path)) {
+                let looked = engine.look(move |engine| {
                     let _held = held;
-                    engine.notice(&name)
+                    match path.area() {
+                        Area::Volumes => engine.notice(&path.name().parse()?),
+                        _ => engine.report(&path),
+                    }
                 });
-                log_failure("look at a volume", noticed.await.and_then(|noticed| noticed));
+                log_failure("look at a dataset", looked.await.and_then(|looked| looked));
             }
         });
     }
 
-    /// An image or container of which the dataset vanished is reported; it can't be used any more.
-    fn report(&self, path: &DatasetPath, news: impl Fn(bool) -> bool) {
-        let Ok(id) = path.name().parse() else { return };
-        let known = {
-            let catalogue = self.catalogue();
-            catalogue.images.contains_key(&id)
-                || catalogue.containers.get(&id).is_some_and(|entry| entry.ready)
-        };
-        if known && news(true) && matches!(self.storage.get(path), Ok(None)) {
+    /// Whether there is such a dataset, as far as is known.
+    fn knows(&self, path: &DatasetPath) -> bool {
+        let catalogue = self.catalogue();
+        match (path.area(), path.name().parse()) {
+            (Area::Volumes, _) => catalogue.has_dataset(path.name()),
+            (Area::Image, Ok(id)) => catalogue.images.contains_key(&id),
+            (Area::Container, Ok(id)) => {
+                catalogue.containers.get(&id).is_some_and(|entry| entry.ready)
+            }
+            _ => false,
+        }
+    }
+
+    /// An image or container of which the dataset is gone is reported; it can't be used any more.
+    fn report(&self, path: &DatasetPath) -> Result<()> {
+        let there = self.storage.get(path).map_err(Error::storage("look at", path))?;
+        if there.is_none() && self.knows(path) {
             let dataset = self.storage.dataset(path);
             tracing::error!("{dataset} is gone: it was destroyed or renamed, and not by kleened");
         }
+        Ok(())
+    }
+}
+
+/// What is locked by whoever changes the dataset.
+fn key(path: &DatasetPath) -> Option<Key> {
+    match path.area() {
+        Area::Volumes => Some(Key::Volume(path.name().to_owned())),
+        Area::Image => path.name().parse().ok().map(Key::Image),
+        Area::Container => path.name().parse().ok().map(Key::Container),
+        Area::Scratch => None,
     }
 }
 
