@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use kleene_tests::harness::{Daemon, eventually};
+use kleene_tests::harness::{Daemon, eventually, has};
+use kleene_tests::pool::{pool, zfs};
 
 /// Takes the volume's dataset away, as somebody does who does not know the daemon.
 fn take_away(daemon: &Daemon, name: &str) {
@@ -24,10 +25,6 @@ fn put_back(daemon: &Daemon, name: &str) {
         let (from, to) = (daemon.dataset(name), daemon.dataset(&format!("volumes/{name}")));
         zfs(&["rename", &from, &to]);
     }
-}
-
-fn zfs(arguments: &[&str]) {
-    assert!(Command::new("zfs").args(arguments).status().unwrap().success(), "{arguments:?}");
 }
 
 #[test]
@@ -214,4 +211,59 @@ fn a_daemon_that_is_still_reading_stops_when_asked() {
     eventually("the reading", || daemon.inspect("volume", "v7")["volume"]["state"] == "error");
     assert_eq!(daemon.run("lsv --format {{.State}}").ok().matches("available").count(), 39);
     assert_eq!(daemon.stop().code(), Some(0));
+}
+
+/// What `lsv` shows of each volume. Nothing is looked at for that: it is what the daemon knows.
+fn known(daemon: &Daemon) -> Vec<String> {
+    let listed = daemon.run("lsv --format {{.Name}}:{{.State}}").ok();
+    let mut known: Vec<String> = listed.lines().map(str::to_owned).collect();
+    known.sort_unstable();
+    known
+}
+
+#[test]
+fn what_plain_zfs_does_is_noticed_as_it_happens() {
+    let daemon = Daemon::with_image();
+    if !has("zfs", pool().is_some()) {
+        return;
+    }
+    for name in ["a", "b", "c"] {
+        daemon.run(&format!("volume create {name}")).ok();
+    }
+    daemon.run("create --name web -m a:/data base true").ok();
+    let dataset = |name: &str| daemon.dataset(&format!("volumes/{name}"));
+    assert!(!daemon.log().contains("not by kleened"), "{}", daemon.log());
+
+    zfs(&["rename", &dataset("a"), &dataset("z")]);
+    zfs(&["destroy", &dataset("b")]);
+    zfs(&["create", &dataset("theirs")]);
+    let after = ["a:error", "b:error", "c:available", "theirs:error", "z:available"];
+    eventually("noticing", || known(&daemon) == after);
+    assert!(daemon.run("start web").fails(125).contains("is gone"));
+    daemon.run("volume rm b").ok();
+    zfs(&["destroy", &dataset("theirs")]);
+    zfs(&["rename", &dataset("z"), &dataset("a")]);
+    // One that was never anybody's volume is not missed.
+    eventually("noticing", || known(&daemon) == ["a:attached", "c:available", "z:error"]);
+    assert_eq!(daemon.run("start web").ok(), "");
+    daemon.run("volume rm z").ok();
+
+    zfs(&["snapshot", &format!("{}@mine", dataset("c"))]);
+    zfs(&["set", "refquota=32M", &dataset("c")]);
+    zfs(&["set", "recordsize=16K", &dataset("c")]);
+    for said in ["@mine", "refquota", "recordsize"] {
+        let line =
+            |log: &str| log.lines().any(|line| line.contains(&dataset("c")) && line.contains(said));
+        eventually(said, || line(&daemon.log()));
+    }
+    let shown = daemon.inspect("volume", "c")["volume"].clone();
+    assert_eq!(
+        (&shown["state"], &shown["usage"]["size"]),
+        (&"available".into(), &(32 << 20).into())
+    );
+    // Its record goes, so nobody knows any more whose it is.
+    zfs(&["inherit", "org.kleene:record", &dataset("c")]);
+    eventually("noticing", || known(&daemon) == ["a:attached", "c:error"]);
+    daemon.run("volume rm c").fails(2);
+    zfs(&["list", &dataset("c")]);
 }

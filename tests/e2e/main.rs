@@ -3,9 +3,11 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
+mod adopt;
 mod behind;
 mod containers;
 mod crash;
 mod fill;
 mod hostile;
+mod init;
 mod volumes;
