@@ -57,7 +57,8 @@ impl Zfs {
         }
     }
 
-    /// What a crash left half made is made, or is not there.
+    /// What a crash left half made is made, or is not there. Of what can't be decided now, for example
+    /// because the pool is read-only, the intent stays.
     pub(super) fn resume(&self) -> Result<()> {
         let read = |error: io::Error| Error::io("read", self.intents().display(), error);
         let entries = match fs::read_dir(self.intents()) {
@@ -70,37 +71,32 @@ impl Zfs {
             let path = name.to_str().and_then(|name| name.split_once('.'));
             let path = path.and_then(|(area, name)| format!("{area}/{name}").parse().ok());
             let Some(path) = path else { continue };
-            let text = fs::read_to_string(entry.path()).map_err(read)?;
-            let began = entry.metadata().map_err(read)?.mtime();
-            match &*text {
-                // It is taken over, or was not renamed.
-                adopt::INTENT if self.look(&path)?.is_some_and(|found| found.record.is_some()) => {
-                    self.finish_adopting(&path)?;
-                }
-                adopt::INTENT => {}
-                text => self.resume_one(&path, text.parse().ok(), began)?,
+            match self.resume_one(&path, &entry) {
+                Ok(()) => self.done(&path),
+                Err(error) => tracing::warn!(%path, ?error, "cannot finish or take back"),
             }
-            self.done(&path);
         }
         Ok(())
     }
 
-    fn resume_one(&self, path: &DatasetPath, pending: Option<Pending>, began: i64) -> Result<()> {
-        match self.look(path)? {
-            None => Ok(()),
-            Some(found) if found.record.is_some() => {
-                self.mount_at_home(path)?;
-                pending.map_or(Ok(()), |pending| self.give(path, pending))
-            }
-            Some(_) if !self.is_half_made(path, began)? => {
-                tracing::warn!(%path, "has no record, and is left alone: it was made by others");
-                Ok(())
-            }
-            Some(_) => {
-                self.unmount(path)?;
-                self.remove(path)
-            }
+    fn resume_one(&self, path: &DatasetPath, intent: &fs::DirEntry) -> Result<()> {
+        let read = |error| Error::io("read", intent.path().display(), error);
+        let text = fs::read_to_string(intent.path()).map_err(read)?;
+        let Some(found) = self.look(path)? else { return Ok(()) };
+        if text == adopt::INTENT {
+            // It is taken over, or another; it has its new name last of all.
+            return found.record.map_or(Ok(()), |_| self.finish_adopting(path));
         }
+        if found.record.is_some() {
+            self.mount_at_home(path)?;
+            return text.parse().map_or(Ok(()), |pending| self.give(path, pending));
+        }
+        if !self.is_half_made(path, intent.metadata().map_err(read)?.mtime())? {
+            tracing::warn!(%path, "has no record, and is left alone: it was made by others");
+            return Ok(());
+        }
+        self.unmount(path)?;
+        self.remove(path)
     }
 
     /// Whether a dataset without a record can only be what a crash left: it is not older than the intent,

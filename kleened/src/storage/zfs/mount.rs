@@ -79,10 +79,12 @@ impl Zfs {
                 point();
             }
             self.mount_at(&name, &directory)?;
-            point();
             // Also after a crash just before.
             let is_empty =
                 || fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
+            if new {
+                point();
+            }
             if new || is_empty() {
                 let mode = fs::Permissions::from_mode(0o700);
                 match fs::set_permissions(&directory, mode) {
@@ -105,8 +107,9 @@ impl Zfs {
                 .into_iter()
                 .partition(|path| area == Area::Scratch && path.name().starts_with(IMPORT));
             for draft in &drafts {
-                self.unmount(draft)?;
-                self.remove(draft)?;
+                if let Err(error) = self.unmount(draft).and_then(|()| self.remove(draft)) {
+                    tracing::warn!(%draft, ?error, "cannot remove what was being received");
+                }
             }
             let unmounted: Vec<_> = paths
                 .iter()
