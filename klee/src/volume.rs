@@ -125,6 +125,7 @@ impl Listed for Volume {
         "reserve",
         "profile",
         "properties",
+        "changed",
         "usage",
         "populated",
         "adopted",
@@ -307,6 +308,7 @@ mod tests {
             reserve: Some(Size(1)),
             profile: Some(String::new()),
             properties: BTreeMap::from([(String::new(), String::new())]),
+            changed: [("recordsize".to_owned(), "4K".to_owned())].into(),
             usage: Some(VolumeUsage {
                 used: Size(1),
                 referenced: Size(1),

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use kleene_tests::harness::{Daemon, eventually, has};
 use kleene_tests::pool::{pool, zfs};
+use serde_json::{Value, json};
 
 /// Takes the volume's dataset away, as somebody does who does not know the daemon.
 fn take_away(daemon: &Daemon, name: &str) {
@@ -227,9 +228,11 @@ fn what_plain_zfs_does_is_noticed_as_it_happens() {
     if !has("zfs", pool().is_some()) {
         return;
     }
-    for name in ["a", "b", "c"] {
+    for name in ["a", "b"] {
         daemon.run(&format!("volume create {name}")).ok();
     }
+    daemon.run("volume create c --size 64M --property recordsize=8K --property atime=on").ok();
+    assert_eq!(daemon.inspect("volume", "c")["volume"]["changed"], Value::Null);
     daemon.run("create --name web -m a:/data base true").ok();
     let dataset = |name: &str| daemon.dataset(&format!("volumes/{name}"));
     assert!(!daemon.log().contains("not by kleened"), "{}", daemon.log());
@@ -257,10 +260,12 @@ fn what_plain_zfs_does_is_noticed_as_it_happens() {
         eventually(said, || line(&daemon.log()));
     }
     let shown = daemon.inspect("volume", "c")["volume"].clone();
-    assert_eq!(
-        (&shown["state"], &shown["usage"]["size"]),
-        (&"available".into(), &(32 << 20).into())
-    );
+    assert_eq!((&shown["state"], &shown["usage"]["size"]), (&json!("available"), &json!(32 << 20)));
+    assert_eq!(shown["changed"], json!({"refquota": "33554432", "recordsize": "16384"}));
+    zfs(&["inherit", "recordsize", &dataset("c")]);
+    zfs(&["set", "atime=off", "refquota=64M", &dataset("c")]);
+    let changed = daemon.inspect("volume", "c")["volume"]["changed"].clone();
+    assert_eq!(changed, json!({"recordsize": "default", "atime": "off"}));
     // Its record goes, so nobody knows any more whose it is.
     zfs(&["inherit", "org.kleene:record", &dataset("c")]);
     eventually("noticing", || known(&daemon) == ["a:attached", "c:error"]);

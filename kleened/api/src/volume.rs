@@ -84,6 +84,9 @@ pub struct Volume {
     /// The properties that were asked for beside the profile's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
+    /// What others changed of these since, by ZFS's names, with what it is now; where it is inspected.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub changed: BTreeMap<String, String>,
     /// How much space it takes now, where that was asked for or is known without looking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<VolumeUsage>,

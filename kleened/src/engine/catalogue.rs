@@ -391,6 +391,7 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
         reserve: record.reserve,
         profile: record.profile,
         properties: record.properties,
+        changed: BTreeMap::new(),
         usage: None,
         populated: record.populated,
         adopted: record.adopted,

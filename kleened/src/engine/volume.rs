@@ -74,8 +74,19 @@ impl Engine {
         let measure = query.size || self.storage.capabilities().usage_is_known;
         if measure && volume.error.is_none() {
             let path = DatasetPath::volume(&name.parse()?);
-            let usage = self.look(move |engine| engine.storage.usage(&path)).await?;
-            volume.usage = Some(show(&usage.map_err(Error::storage("measure volume", name))?));
+            let spec = self.catalogue().volume(name)?.record.spec();
+            let seen = self.look(move |engine| {
+                let usage = engine.storage.usage(&path)?;
+                Ok((usage, engine.storage.changed(&path, &spec)?))
+            });
+            match seen.await? {
+                Ok((usage, changed)) => {
+                    (volume.usage, volume.changed) = (Some(show(&usage)), changed);
+                }
+                // It is on its way, or went just now.
+                Err(storage::Error::NotFound(_)) => {}
+                Err(error) => return Err(Error::storage("measure volume", name)(error)),
+            }
         }
         Ok(VolumeInspect { volume, mountpoints })
     }

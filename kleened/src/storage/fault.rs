@@ -300,6 +300,10 @@ impl Driver for Fault {
         self.call("usages", || self.inner.usages(area))
     }
 
+    fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>> {
+        self.call("changed", || self.inner.changed(path, spec))
+    }
+
     fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
         self.call("snapshot", || self.inner.snapshot(snapshots))
     }

@@ -387,6 +387,14 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// How much space each dataset of an area takes, by name.
     fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>>;
 
+    /// What of the spec's size, reserve and properties the dataset no longer has as they say there, by
+    /// the driver's names, with what it has instead: others changed it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
+    fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>>;
+
     /// All these snapshots exist, none of which did before. What is written to a dataset from now on
     /// does not change them.
     ///

@@ -26,7 +26,7 @@ mod snapshot;
 mod store;
 mod stream;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -250,6 +250,11 @@ impl Driver for Dir {
             }
         }
         Ok(usages)
+    }
+
+    fn changed(&self, _: &DatasetPath, _: &DatasetSpec) -> Result<BTreeMap<String, String>> {
+        // It has none of them.
+        Ok(BTreeMap::new())
     }
 
     fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {

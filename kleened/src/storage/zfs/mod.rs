@@ -12,6 +12,7 @@
 //! after a crash. Nothing is kept in memory but who works on what.
 
 mod adopt;
+mod changed;
 mod destroy;
 mod intent;
 mod lock;
@@ -455,6 +456,10 @@ impl Driver for Zfs {
             }
         }
         Ok(usages)
+    }
+
+    fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>> {
+        self.differing(path, spec)
     }
 
     fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {

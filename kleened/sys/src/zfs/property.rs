@@ -1,6 +1,7 @@
 //! Properties, native and of users, and the datasets that have them.
 
 use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
 use std::ptr;
 
 use libzfs_sys::zfs_type;
@@ -227,6 +228,28 @@ impl Zfs {
             Err(error) if error.kind() == super::Kind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// The word that a number of a native property stands for, as `lz4` of `compression`; `None` where it
+    /// is only a number, or can't be found out.
+    pub fn word(&'static self, property: &str, number: u64) -> Option<String> {
+        let c = CString::new(property).ok()?;
+        // It has the library's tables filled.
+        let handle = self.handle("look up a word of").ok()?;
+        let library = handle.library();
+        // SAFETY: the property is a C string.
+        let property = unsafe { (library.zfs_name_to_prop)(c.as_ptr()) };
+        if property < 0 {
+            return None;
+        }
+        let mut word = ptr::null();
+        // SAFETY: it is a property, and there is room for a pointer.
+        let result = unsafe { (library.zfs_prop_index_to_string)(property, number, &raw mut word) };
+        if result != 0 || word.is_null() {
+            return None;
+        }
+        // SAFETY: it is a C string of the library's own.
+        Some(unsafe { CStr::from_ptr(word) }.to_string_lossy().into_owned())
     }
 
     /// The snapshots of a file system, oldest first.
