@@ -10,4 +10,5 @@ mod crash;
 mod fill;
 mod hostile;
 mod init;
+mod unsettled;
 mod volumes;

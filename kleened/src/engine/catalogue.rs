@@ -45,6 +45,8 @@ pub(super) enum Fault {
     Foreign(String),
     /// Its record can't be read.
     Unusable(String),
+    /// What was begun with it could be neither finished nor taken back. The next start tries again.
+    Unsettled,
 }
 
 impl fmt::Display for Fault {
@@ -53,6 +55,10 @@ impl fmt::Display for Fault {
             Self::Gone(reason) | Self::Foreign(reason) | Self::Unusable(reason) => {
                 f.write_str(reason)
             }
+            Self::Unsettled => f.write_str(
+                "a change of it failed and could not be taken back, the daemon's log says why; put \
+                 that right and restart kleened, which tries again",
+            ),
         }
     }
 }
@@ -159,6 +165,11 @@ impl Catalogue {
     pub(super) fn has_dataset(&self, name: &str) -> bool {
         let gone = |entry: &VolumeEntry| matches!(entry.fault, Some(Fault::Gone(_)));
         self.unread.contains(name) || self.volumes.get(name).is_some_and(|entry| !gone(entry))
+    }
+
+    /// Whether something that was begun with the volume is left to the next start.
+    pub(super) fn is_unsettled(&self, name: &str) -> bool {
+        self.volumes.get(name).is_some_and(|entry| entry.fault == Some(Fault::Unsettled))
     }
 
     /// The volume, whose record was read.

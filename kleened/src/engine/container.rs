@@ -10,11 +10,11 @@ use kleened_api::container::{ContainerConfig, ContainerInspect, ContainerSummary
 use kleened_api::mount::{self, MountPoint, MountPointConfig, MountType};
 use kleened_api::{ContainerName, Id, Timestamp, VolumeName, check_variable};
 
-use super::catalogue::{ContainerEntry, Run};
+use super::catalogue::{ContainerEntry, Fault, Run, VolumeEntry};
 use super::journal::Intent;
 use super::lock::{Access, Key};
 use super::operation::Pending;
-use super::record::{self, ContainerRecord};
+use super::record::{self, ContainerRecord, VolumeRecord};
 use super::{Engine, IMAGE_SNAPSHOT, Undo, ident, log_failure};
 use crate::copy::Progress;
 use crate::error::{Error, Kind, Result};
@@ -207,10 +207,11 @@ impl Engine {
             new
         };
         let journal = || Error::io("write the journal for container", id);
+        let volumes = || new.iter().map(VolumeName::to_string).collect::<Vec<_>>();
         let entry = if new.is_empty() {
             None
         } else {
-            let volumes = new.iter().map(VolumeName::to_string).collect();
+            let volumes = volumes();
             let intent = Intent::CreateContainer { id: id.clone(), volumes };
             Some(self.journal.begin(id, &intent).map_err(journal())?)
         };
@@ -221,7 +222,12 @@ impl Engine {
                 self.take_back_volumes(id, &new)?;
                 done()
             });
-            // What could not be taken back now is tried again at the next start.
+            if taken_back.is_err() {
+                // It is tried again at the next start. Until then nobody may come to use what is left.
+                log_failure("take back volumes", self.unsettle_left(&volumes()));
+                let intent = Intent::DiscardContainer { id: id.clone(), volumes: volumes() };
+                log_failure("write the journal", self.journal.begin(id, &intent));
+            }
             log_failure(format_args!("take back container {id}"), taken_back);
         }
         made
@@ -238,7 +244,7 @@ impl Engine {
         let root = File::open(&path).map_err(Error::io("create container", &record.name))?;
         for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
             self.ensure_volume(&mount.source.parse()?, id)?;
-            self.populate(&record.image_id, root.as_fd(), mount, progress)?;
+            self.populate(id, &record.image_id, root.as_fd(), mount, progress)?;
         }
         drop(root);
         self.platform
@@ -248,30 +254,58 @@ impl Engine {
     }
 
     /// Nothing is left of the root of a container that could not be made. A repeat is safe.
-    fn discard_container(&self, id: &Id) -> Result<()> {
+    pub(super) fn discard_container(&self, id: &Id) -> Result<()> {
         for path in [DatasetPath::scratch(id), DatasetPath::container(id)] {
             self.storage.destroy(&path).map_err(Error::storage("take back", &path))?;
         }
         Ok(())
     }
 
-    /// None of these volumes is there that was made for this container. A repeat is safe.
+    /// None of these volumes is there that was made for this container, but for those that another
+    /// container names or somebody has written into. A repeat is safe.
     pub(super) fn take_back_volumes(&self, container: &Id, names: &[VolumeName]) -> Result<()> {
         for name in names {
+            let (path, fail) =
+                (DatasetPath::volume(name), || Error::storage("take back volume", name));
             self.know(name.as_str())?;
-            let ours = self
-                .catalogue()
-                .volumes
-                .get(name.as_str())
-                .is_some_and(|entry| entry.record.made_for.as_ref() == Some(container));
-            if ours {
-                self.storage
-                    .destroy(&DatasetPath::volume(name))
-                    .map_err(Error::storage("take back volume", name))?;
-                self.catalogue().volumes.remove(name.as_str());
+            if self.catalogue().is_unsettled(name.as_str()) {
+                // Its content may be on its way to it: it would come back.
+                return Err(Error::Invalid(format!(
+                    "cannot take back volume {name}: {}",
+                    Fault::Unsettled
+                )));
             }
+            let Some(dataset) = self.storage.get(&path).map_err(fail())? else {
+                self.forget_volume(name, container);
+                continue;
+            };
+            let record = record::read::<VolumeRecord>(dataset.record.as_deref()).ok();
+            let Some(record) = record.filter(|it| it.made_for.as_ref() == Some(container)) else {
+                continue;
+            };
+            let named = {
+                let catalogue = self.catalogue();
+                let users = catalogue.users(name.as_str());
+                users.iter().any(|(id, entry, _)| *id != container && entry.ready)
+            };
+            if named || !self.is_untouched(&path, &record).map_err(fail())? {
+                tracing::warn!("volume {name} stays: it has been taken into use");
+                let mut catalogue = self.catalogue();
+                catalogue.volumes.entry(name.to_string()).or_insert_with(|| record.into());
+                continue;
+            }
+            self.storage.destroy(&path).map_err(fail())?;
+            self.forget_volume(name, container);
         }
         Ok(())
+    }
+
+    fn forget_volume(&self, name: &VolumeName, made_for: &Id) {
+        let ours = |entry: &VolumeEntry| entry.record.made_for.as_ref() == Some(made_for);
+        let mut catalogue = self.catalogue();
+        if catalogue.volumes.get(name.as_str()).is_some_and(ours) {
+            catalogue.volumes.remove(name.as_str());
+        }
     }
 
     /// The mounts as the platform makes them.

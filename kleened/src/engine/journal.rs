@@ -19,6 +19,9 @@ pub(super) enum Intent {
     /// Make a container, and these volumes for it. The container is there last: without it the
     /// volumes go again.
     CreateContainer { id: Id, volumes: Vec<String> },
+    /// Take back a container that could not be made, whatever is left of it, and the volumes that were
+    /// made for it.
+    DiscardContainer { id: Id, volumes: Vec<String> },
     /// Put the filled dataset `fresh` into the place of the volume, which steps aside as `old`.
     Populate { volume: String, fresh: Id, old: Id },
 }

@@ -144,6 +144,9 @@ impl Engine {
     /// The dataset can't be looked at; then what was known stays.
     pub(super) fn notice(&self, name: &VolumeName) -> Result<()> {
         self.know(name.as_str())?;
+        if self.catalogue().is_unsettled(name.as_str()) {
+            return Ok(());
+        }
         let path = DatasetPath::volume(name);
         let now = self.storage.get(&path).map_err(Error::storage("look at volume", name))?;
         let dataset = self.storage.dataset(&path);
@@ -176,6 +179,25 @@ impl Engine {
             (Some(now), None) => {
                 tracing::warn!("volume {name}: {dataset} appeared, which was not kleened's doing");
                 catalogue.volumes.insert(name.to_string(), now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody can use the volume before the next start, which settles what was begun with it.
+    pub(super) fn unsettle(&self, name: &VolumeName) {
+        let mut catalogue = self.catalogue();
+        catalogue.unread.remove(name.as_str());
+        let entry = catalogue.volumes.entry(name.to_string()).or_insert_with(unknown);
+        entry.fault = Some(Fault::Unsettled);
+    }
+
+    /// As [`unsettle`](Self::unsettle), those of the volumes that there may be.
+    pub(super) fn unsettle_left(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            let name = name.parse()?;
+            if !matches!(self.storage.get(&DatasetPath::volume(&name)), Ok(None)) {
+                self.unsettle(&name);
             }
         }
         Ok(())

@@ -10,10 +10,11 @@ use kleened_api::{Id, Timestamp, VolumeName};
 use kleened_sys::fs;
 use rustix::fs::OFlags;
 
-use super::catalogue::VolumeEntry;
+use super::catalogue::{Catalogue, VolumeEntry};
 use super::journal::Intent;
 use super::record::VolumeRecord;
 use super::{Engine, ident, log_failure};
+use crate::archive::Walk;
 use crate::copy::{self, Progress};
 use crate::error::{Error, Result};
 use crate::storage::{self, DatasetPath, DatasetSpec};
@@ -22,9 +23,10 @@ impl Engine {
     /// The volume has what the image has at the mount's destination: all of it, or, where it was
     /// filled before, is not empty, or is mounted somewhere, what it had; also where somebody writes
     /// into it while it is filled. The directory's own owner and mode come along unless the volume was
-    /// given some. The caller holds the volume's lock.
+    /// given some. The caller, who makes the container, holds the volume's lock.
     pub(super) fn populate(
         &self,
+        container: &Id,
         image: &Id,
         root: BorrowedFd<'_>,
         mount: &MountPointConfig,
@@ -37,7 +39,7 @@ impl Engine {
             || record.adopted.is_some()
             || mount.nocopy
             || mount.subpath.is_some()
-            || self.is_mounted(&name);
+            || self.is_mounted(&name, record.made_for.as_ref() == Some(container))?;
         if skip {
             return Ok(());
         }
@@ -121,7 +123,10 @@ impl Engine {
             self.settle_populate(&volume, &fresh, &old)
         };
         let swapped = moved.and(settled);
-        again.map_err(fail())?;
+        if let Err(error) = again {
+            self.unsettle(name);
+            return Err(fail()(error));
+        }
         // An entry that stays does no harm: nothing else ever has these names.
         log_failure(format_args!("write the journal for {volume}"), entry.done());
         // What counts is what is there now.
@@ -181,8 +186,53 @@ impl Engine {
         empty.map(|empty| !empty).map_err(|error| storage::Error::io("look into", path, error))
     }
 
-    fn is_mounted(&self, name: &VolumeName) -> bool {
-        self.catalogue().users(name.as_str()).iter().any(|(_, entry, _)| entry.is_running())
+    /// Whether the dataset of a volume holds nothing but what it was filled with. Everything that is
+    /// filled in has the image's times, which are older than the filling.
+    pub(super) fn is_untouched(
+        &self,
+        path: &DatasetPath,
+        record: &VolumeRecord,
+    ) -> storage::Result<bool> {
+        let root = self.open_root(path)?;
+        let look = || -> io::Result<bool> {
+            let Some(populated) = &record.populated else { return is_empty(root.as_fd()) };
+            let at = populated.at.date_time().unix_timestamp_nanos();
+            let older = |stat: &rustix::fs::Stat| {
+                i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec) < at
+            };
+            if !older(&rustix::fs::fstat(&root)?) {
+                return Ok(false);
+            }
+            let mut walk = Walk::new(root.as_fd())?;
+            while walk.advance()? {
+                if walk.item().is_some_and(|item| !older(&item.stat)) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        look().map_err(|error| storage::Error::io("look into", path, error))
+    }
+
+    /// Whether a container that runs has the volume, or may have it: nobody knows what those name
+    /// whose records can't be read, but none of them names one that is `new`.
+    fn is_mounted(&self, name: &VolumeName, new: bool) -> Result<bool> {
+        let known = |catalogue: &Catalogue| {
+            catalogue.users(name.as_str()).iter().any(|(_, entry, _)| entry.is_running())
+        };
+        {
+            let catalogue = self.catalogue();
+            if new || catalogue.unreadable.is_empty() || known(&catalogue) {
+                return Ok(known(&catalogue));
+            }
+        }
+        let running = self.platform.running().map_err(Error::platform("fill volume", name))?;
+        let catalogue = self.catalogue();
+        let unknown = running.iter().any(|it| !catalogue.containers.contains_key(&it.container));
+        if unknown {
+            tracing::warn!("volume {name} is not filled: a container may use it that is not known");
+        }
+        Ok(unknown)
     }
 
     fn set_initializing(&self, name: &VolumeName, initializing: bool) {

@@ -19,7 +19,7 @@ use super::operation::Operations;
 use super::record::{self, ContainerRecord, ImageRecord};
 use super::{Engine, log_failure, notice};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, one_line};
 use crate::platform::{self, Platform, Running};
 use crate::storage::{Area, Dataset, DatasetPath, Driver};
 
@@ -57,8 +57,8 @@ impl Engine {
             changes: TaskTracker::new(),
             runtime: Handle::current(),
         });
-        engine.replay()?;
-        engine.clear_scratch()?;
+        let unsettled = engine.replay()?;
+        engine.clear_scratch(&unsettled)?;
         engine.settle_names()?;
         engine.miss_volumes();
         engine.find_running()?;
@@ -69,23 +69,36 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Every verb that the journal knows is at one of its ends.
-    fn replay(&self) -> Result<()> {
+    /// Every verb that the journal knows is at one of its ends, or the volumes that it is about can't be
+    /// used. The answer is what it must find again then.
+    fn replay(&self) -> Result<Vec<DatasetPath>> {
+        let mut unsettled = Vec::new();
         let left = self.journal.left();
         let mut left = left.map_err(Error::io("read the journal in", self.root.display()))?;
         // A volume has to be in its place before it can be taken back.
-        left.sort_by_key(|(intent, _)| matches!(intent, Intent::CreateContainer { .. }));
+        left.sort_by_key(|(intent, _)| !matches!(intent, Intent::Populate { .. }));
         for (intent, entry) in left {
             tracing::warn!("finishing what was cut off: {intent:?}");
-            match &intent {
-                Intent::CreateContainer { id, volumes } => self.replay_create(id, volumes)?,
-                Intent::Populate { volume, fresh, old } => {
-                    self.replay_populate(volume, fresh, old)?
+            let replayed = match &intent {
+                Intent::CreateContainer { id, volumes } => self.replay_create(id, volumes),
+                Intent::DiscardContainer { id, volumes } => self.replay_discard(id, volumes),
+                Intent::Populate { volume, fresh, old } => self.replay_populate(volume, fresh, old),
+            };
+            if let Err(error) = replayed {
+                tracing::error!("cannot finish {intent:?}: {}", one_line(&error));
+                match &intent {
+                    Intent::CreateContainer { volumes, .. }
+                    | Intent::DiscardContainer { volumes, .. } => self.unsettle_left(volumes)?,
+                    Intent::Populate { volume, fresh, old } => {
+                        unsettled.extend([fresh, old].map(DatasetPath::scratch));
+                        self.unsettle(&volume.parse()?);
+                    }
                 }
+                continue;
             }
             entry.done().map_err(Error::io("write the journal in", self.root.display()))?;
         }
-        Ok(())
+        Ok(unsettled)
     }
 
     fn replay_create(&self, id: &Id, volumes: &[String]) -> Result<()> {
@@ -93,9 +106,27 @@ impl Engine {
         if self.catalogue().containers.contains_key(id) {
             return Ok(());
         }
+        if !self.catalogue().unreadable.is_empty() {
+            // It may be one of them, or one of them may name the volumes.
+            tracing::warn!(
+                "these volumes stay, because some containers' records can't be read: {}",
+                volumes.join(", ")
+            );
+            return Ok(());
+        }
         let names: Vec<VolumeName> =
             volumes.iter().map(|name| name.parse()).collect::<std::result::Result<_, _>>()?;
         self.take_back_volumes(id, &names)
+    }
+
+    fn replay_discard(&self, id: &Id, volumes: &[String]) -> Result<()> {
+        {
+            let mut catalogue = self.catalogue();
+            catalogue.containers.remove(id);
+            catalogue.unreadable.retain(|name| name != id.as_str());
+        }
+        self.discard_container(id)?;
+        self.replay_create(id, volumes)
     }
 
     fn replay_populate(&self, volume: &str, fresh: &Id, old: &Id) -> Result<()> {
@@ -120,11 +151,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Nothing is left of what was being made or taken away.
-    fn clear_scratch(&self) -> Result<()> {
+    /// Nothing is left of what was being made or taken away, but for `unsettled`, and what somebody has
+    /// in use: that goes at the next start.
+    fn clear_scratch(&self, unsettled: &[DatasetPath]) -> Result<()> {
         let fail = || Error::storage("clear", Area::Scratch.as_str());
         for dataset in self.storage.list(Area::Scratch).map_err(fail())? {
-            self.storage.destroy(&dataset.path).map_err(fail())?;
+            if !unsettled.contains(&dataset.path) {
+                let path = &dataset.path;
+                log_failure(format_args!("remove {path}"), self.storage.destroy(path));
+            }
         }
         Ok(())
     }

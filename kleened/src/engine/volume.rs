@@ -131,14 +131,17 @@ impl Engine {
 
     /// There is an empty volume with that record. The caller holds its lock and knows of none.
     pub(super) fn make_volume(&self, name: &VolumeName, record: VolumeRecord) -> Result<()> {
-        let path = DatasetPath::volume(name);
-        if let Err(error) = self.storage.create(&path, &record.spec()) {
-            // It may be there all the same; but one that was there before is somebody's.
-            if matches!(error, storage::Error::Exists(_)) {
-                log_failure(format_args!("look at {path}"), self.notice(name));
-            } else {
-                log_failure(format_args!("take back {path}"), self.storage.destroy(&path));
-            }
+        let (path, spec) = (DatasetPath::volume(name), record.spec());
+        if let Err(error) = self.storage.create(&path, &spec) {
+            // It may be there all the same; but what somebody else made there stays.
+            let taken_back = match self.storage.get(&path) {
+                Ok(Some(there)) if there.record.as_ref() == Some(&spec.record) => {
+                    self.storage.destroy(&path).map(drop)
+                }
+                there => there.map(drop),
+            };
+            log_failure(format_args!("take back {path}"), taken_back);
+            log_failure(format_args!("look at {path}"), self.notice(name));
             return Err(Error::storage("create volume", name)(error));
         }
         self.catalogue().volumes.insert(name.to_string(), record.into());
@@ -181,6 +184,11 @@ impl Engine {
                     return Err(Error::Invalid(format!(
                         "volume {name} was not made by this kleened, or its record cannot be read; \
                          remove its dataset by hand if it is not needed"
+                    )));
+                }
+                Some(fault @ Fault::Unsettled) => {
+                    return Err(Error::Invalid(format!(
+                        "volume {name} cannot be removed: {fault}"
                     )));
                 }
                 Some(Fault::Gone(_)) => {
