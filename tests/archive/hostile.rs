@@ -197,7 +197,16 @@ fn damaged() {
             tar().global(&[("SCHILY.xattr.user.a", b"b")]).file("a", "").end(),
             "which only one entry can have",
         ),
-        ("gzip with garbage", [gzip(&one.clone().end()), b"garbage".repeat(3)].concat(), "damaged"),
+        (
+            "gzip with garbage",
+            [gzip(&one.clone().end()), b"garbage".repeat(3)].concat(),
+            "other bytes follow what gzip",
+        ),
+        (
+            "gzip with a line",
+            [gzip(&one.clone().end()), b"\nx\n".to_vec()].concat(),
+            "other bytes follow what gzip",
+        ),
         ("xz with garbage", [xz(&one.clone().end()), b"garbage!".repeat(3)].concat(), "damaged"),
         ("zstd with garbage", [zstd(&one.clone().end()), b"garbage".repeat(3)].concat(), "damaged"),
     ];

@@ -1,6 +1,8 @@
 //! Decompression, chosen by the first bytes.
 
-use std::io::{self, BufReader, Cursor, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
+
+use flate2::bufread::GzDecoder;
 
 use super::Error;
 
@@ -31,7 +33,7 @@ pub(super) fn open<'a>(input: &'a mut dyn Read) -> Result<Box<dyn Read + 'a>, Er
         || head.first().is_some_and(|b| b & 0xf0 == 0x50) && head.get(1..4) == Some(ZSTD_SKIPPABLE);
     let input = BufReader::with_capacity(1 << 17, Cursor::new(head).chain(input));
     Ok(if gzip {
-        Box::new(flate2::bufread::MultiGzDecoder::new(input))
+        Box::new(Gzip(Some(GzDecoder::new(input))))
     } else if xz {
         let stream =
             liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, liblzma::stream::CONCATENATED)
@@ -42,6 +44,32 @@ pub(super) fn open<'a>(input: &'a mut dyn Read) -> Result<Box<dyn Read + 'a>, Er
     } else {
         Box::new(input)
     })
+}
+
+/// The members of a gzip file, one after another.
+struct Gzip<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let Some(mut rest) = self.0.take().map(GzDecoder::into_inner) else { break };
+            match rest.fill_buf()?.first() {
+                None => break,
+                next if next == GZIP.first() => self.0 = Some(GzDecoder::new(rest)),
+                Some(_) => {
+                    return Err(io::Error::new(
+                        ErrorKind::InvalidData,
+                        "other bytes follow what gzip compressed: cut them off",
+                    ));
+                }
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// The error that the source gave, set apart from what a decoder says about the bytes.
