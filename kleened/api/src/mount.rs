@@ -267,18 +267,29 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
         subpath: None,
     };
     let mut sourced = false;
+    let mut given = Vec::new();
     for field in text.split(',') {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
             None => (field, None),
         };
+        let full = match key {
+            "src" => "source",
+            "destination" | "dst" => "target",
+            "ro" => "readonly",
+            key => key,
+        };
+        if given.contains(&full) {
+            return Err(format!("'{full}' is given twice"));
+        }
+        given.push(full);
         let flag = || match value {
             None | Some("true" | "1") => Ok(true),
             Some("false" | "0") => Ok(false),
             Some(other) => Err(format!("'{key}' is true or false, not '{other}'")),
         };
         let text = || value.map(str::to_owned).ok_or_else(|| format!("'{key}' needs a value"));
-        match key {
+        match full {
             "type" => {
                 kind = Some(match value {
                     Some("volume") => MountType::Volume,
@@ -286,12 +297,12 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
                     _ => return Err("'type' is 'volume', 'nullfs' or 'bind'".into()),
                 });
             }
-            "source" | "src" => {
+            "source" => {
                 sourced = true;
                 mount.source = text()?;
             }
-            "target" | "destination" | "dst" => mount.destination = text()?,
-            "readonly" | "ro" => mount.read_only = flag()?,
+            "target" => mount.destination = text()?,
+            "readonly" => mount.read_only = flag()?,
             "volume-nocopy" => mount.nocopy = flag()?,
             "volume-subpath" => mount.subpath = Some(text()?),
             _ => {
@@ -372,6 +383,9 @@ mod tests {
             "type=volume,source=v",
             "type=volume,source=,target=/d",
             "type=tmpfs,target=/d",
+            "type=volume,source=v,source=w,target=/d",
+            "type=volume,source=v,target=/d,dst=/e",
+            "type=volume,source=v,target=/d,ro,readonly=false",
             "type=volume,source=v,target=/d,color=red",
             "type=bind,source=/h,target=/d,volume-subpath=x",
             "type=volume,source=v,target=/d,volume-subpath=../x",
