@@ -276,6 +276,8 @@ fn io_code(error: &io::Error) -> ErrorCode {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
         io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => ErrorCode::Invalid,
+        // What the daemon itself breaks off when it stops.
+        io::ErrorKind::ConnectionAborted => ErrorCode::Unavailable,
         _ => ErrorCode::Internal,
     }
 }
