@@ -109,8 +109,8 @@ keys! {
     /// running processes. Below root where it is not given. An absolute path of at most 60 bytes.
     #[serde(deserialize_with = "optional_run_dir")]
     run_dir: Option<PathBuf> = None, "\"/var/run/kleened\"", false;
-    /// The socket on which clients are answered.
-    #[serde(deserialize_with = "absolute")]
+    /// The socket on which clients are answered. An absolute path of at most 95 bytes.
+    #[serde(deserialize_with = "socket")]
     socket: PathBuf = kleened_api::routes::DEFAULT_SOCKET.into(), "\"/var/run/kleened.sock\"", false;
     /// The permission bits of the socket, in quotes. Whoever can write to it can become root on
     /// this machine, by mounting its files into a container.
@@ -133,7 +133,8 @@ keys! {
     /// How many files of that size are kept of a container's log; the oldest goes first.
     #[serde(deserialize_with = "log_files")]
     container_log_max_files: u32 = 3, "3", true;
-    /// How many threads copy files. 0 is one for each processor.
+    /// How many threads copy files, up to 256. 0 is one for each processor.
+    #[serde(deserialize_with = "copy_threads")]
     copy_threads: usize = 0, "0", true;
     /// Whether device nodes in an imported image are made. Where not, such an image is refused.
     image_devices: bool = false, "false", true;
@@ -268,15 +269,25 @@ pub fn is_dataset(text: &str) -> bool {
         && text.split('/').all(component)
 }
 
+fn socket<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    // A socket's path has at most 103 bytes, and while the socket is made its name ends with the
+    // number of the process.
+    at_most(95, absolute(deserializer)?)
+}
+
+fn at_most<E: serde::de::Error>(bytes: usize, path: PathBuf) -> Result<PathBuf, E> {
+    if path.as_os_str().len() <= bytes {
+        Ok(path)
+    } else {
+        Err(E::custom(format!("'{}' has more than {bytes} bytes", path.display())))
+    }
+}
+
 fn optional_run_dir<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<PathBuf>, D::Error> {
-    let path = absolute(deserializer)?;
     // The supervisors' sockets are below it, and a socket's path has at most 103 bytes.
-    if path.as_os_str().len() > 60 {
-        return Err(D::Error::custom(format!("'{}' has more than 60 bytes", path.display())));
-    }
-    Ok(Some(path))
+    at_most(60, absolute(deserializer)?).map(Some)
 }
 
 fn socket_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
@@ -311,6 +322,16 @@ fn log_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error
         Ok(files)
     } else {
         Err(D::Error::invalid_value(Unexpected::Unsigned(files.into()), &"a number from 1 to 1000"))
+    }
+}
+
+fn copy_threads<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let threads = u16::deserialize(deserializer)?;
+    if threads <= 256 {
+        Ok(threads.into())
+    } else {
+        let given = Unexpected::Unsigned(threads.into());
+        Err(D::Error::invalid_value(given, &"a number from 0 to 256"))
     }
 }
 
@@ -391,6 +412,8 @@ mod tests {
             ("log_level = 'loud'", "`error`, `warn`"),
             ("run_dir = 'rel'", "absolute"),
             ("copy_threads = 'many'", "line 1"),
+            ("copy_threads = 257", "0 to 256"),
+            ("copy_threads = -1", "line 1"),
             ("image_devices = 1", "boolean"),
             ("root = '/a'\nroot = '/b'", "line 2: duplicate key"),
             ("root = ", "line 1"),
@@ -398,6 +421,9 @@ mod tests {
             let error = parse(bad).unwrap_err();
             assert!(error.contains(says), "{bad:?} gave {error}");
         }
+        let socket = |bytes: usize| format!("socket = '/{}'", "s".repeat(bytes - 1));
+        assert!(parse(&socket(95)).is_ok());
+        assert!(parse(&socket(96)).unwrap_err().contains("more than 95 bytes"));
     }
 
     #[test]

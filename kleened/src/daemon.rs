@@ -2,14 +2,14 @@
 
 use std::error::Error as StdError;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{IsTerminal, Read, Write, stderr};
+use std::io::{ErrorKind, IsTerminal, Read, Write, stderr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{Group, User};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit, umask};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -42,11 +42,19 @@ type LogFilter = reload::Handle<Targets, Registry>;
 ///
 /// # Errors
 ///
-/// As [`Config::read`]; a storage driver, a user or a group that there is not.
+/// As [`Config::read`]; a storage driver, a user or a group that there is not; a root that is no
+/// directory, and a socket that is none.
 pub fn configure(file: Option<&Path>) -> Result<Config> {
     let config = Config::read(file)?;
     drivers(&config)?;
     admission(&config)?;
+    http::is_socket(&config.socket)?;
+    if config.root.is_absolute() && config.root.metadata().is_ok_and(|root| !root.is_dir()) {
+        return Err(Box::new(Error::Invalid(format!(
+            "{} is no directory: set 'root' to another path",
+            config.root.display()
+        ))));
+    }
     Ok(config)
 }
 
@@ -237,7 +245,15 @@ fn reload(
 
 /// Nobody else works on the root as long as the file is open.
 fn lock(root: &Path) -> Result<File, Error> {
-    let fail = || Error::io("lock", root.display());
+    let fail = || {
+        move |error: std::io::Error| {
+            if error.kind() == ErrorKind::PermissionDenied && !geteuid().is_root() {
+                let root = root.display();
+                return Error::Denied(format!("kleened may not write to {root}: start it as root"));
+            }
+            Error::io("lock", root.display())(error)
+        }
+    };
     // A set-user-ID program in an image must not be within reach of the host's users.
     DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(fail())?;
     let path = root.join("kleened.lock");

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 use kleened::config::{self, DEFAULT_FILE};
@@ -10,12 +11,15 @@ use kleened::init::{Plan, init};
 use kleened::{daemon, platform};
 use kleened_api::Size;
 
+static CONFIG_HELP: LazyLock<String> = LazyLock::new(|| {
+    format!("The configuration file [default: {DEFAULT_FILE}, which need not exist]")
+});
+
 /// Keeps volumes for containers.
 #[derive(Debug, Parser)]
 #[command(name = "kleened", version)]
 struct Flags {
-    /// The configuration file; without it the default one, which need not exist.
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, help = CONFIG_HELP.as_str())]
     config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,

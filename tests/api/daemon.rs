@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use kleene_tests::harness::{Daemon, binary};
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, getegid, kill_process};
 use serde_json::{Value, json};
 
 use crate::wire::{Connection, EXACT, Socket, call, exact, until};
@@ -36,9 +36,13 @@ fn configtest_says_what_is_wrong_and_where() {
     for (text, says) in [
         ("\nsokcet = '/s'", "line 2: unknown key 'sokcet'; the nearest known one is 'socket'"),
         ("root = 7", "line 1: "),
-        ("storage = 'paper'", "no driver 'paper'; known are auto, dir"),
+        ("storage = 'paper'", "no driver 'paper'; known are auto, zfs, dir"),
         ("socket_group = 'no such group'", "no group 'no such group'"),
         ("read_only_users = ['no such user']", "no user 'no such user'"),
+        ("copy_threads = 1000000", "line 1: "),
+        ("socket = '/etc/passwd'", "/etc/passwd exists and is no socket"),
+        ("root = '/etc/passwd'", "/etc/passwd is no directory"),
+        (&format!("socket = '/{}'", "s".repeat(100)), "more than 95 bytes"),
     ] {
         fs::write(&file, text).unwrap();
         let (status, out, error) = kleened(&["configtest", "--config", name]);
@@ -227,6 +231,20 @@ fn sighup_reads_the_configuration_again() {
 }
 
 #[test]
+fn sighup_gives_the_socket_its_group_and_takes_it_back() {
+    let daemon = Daemon::start();
+    let file = daemon.home().join("kleened.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let group = || fs::metadata(daemon.socket()).unwrap().gid();
+    let own = getegid().as_raw();
+    for (text, wanted) in [(format!("{text}\nsocket_group = '4711'"), 4711), (text, own)] {
+        fs::write(&file, text).unwrap();
+        kill_process(daemon.pid(), Signal::HUP).unwrap();
+        until("the socket's group", || group() == wanted);
+    }
+}
+
+#[test]
 fn a_read_only_user_looks_and_changes_nothing() {
     let daemon = Daemon::start_with("socket_mode = '0666'\nread_only_users = ['4711']", &[]);
     // Into the folder, which is root's alone.
@@ -246,6 +264,21 @@ fn a_read_only_user_looks_and_changes_nothing() {
     assert_eq!(as_user(4711, &["volume", "ls"]), (Some(0), String::new()));
     let (status, error) = as_user(4711, &["volume", "create", "v"]);
     assert_eq!(status, Some(7), "{error}");
-    assert!(error.contains("look and change nothing"), "{error}");
+    assert!(error.contains("look and change nothing, as 'read_only_users'"), "{error}");
     assert_eq!(as_user(4712, &["volume", "create", "v"]).0, Some(0));
+}
+
+#[test]
+fn who_is_not_root_is_told_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (program, file) = (folder.path().join("kleened"), folder.path().join("kleened.toml"));
+    fs::copy(binary("kleened"), &program).unwrap();
+    let path = folder.path().display();
+    fs::write(&file, format!("root = '{path}/root'\nsocket = '{path}/sock'")).unwrap();
+    let output = Command::new(&program).arg("--config").arg(&file).uid(4711).gid(4711).output();
+    let output = output.unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("start it as root"), "{error}");
 }

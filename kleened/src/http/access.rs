@@ -43,7 +43,10 @@ impl Access {
             None => Err(Error::Denied("the caller's credentials can't be read".into())),
             Some(uid) if uid == 0 || uid == self.own => Ok(()),
             Some(uid) if right == Right::Change && self.read_only.contains(&uid) => {
-                Err(Error::Denied(format!("user {uid} may look and change nothing")))
+                Err(Error::Denied(format!(
+                    "user {uid} may look and change nothing, as 'read_only_users' in the daemon's \
+                     configuration says"
+                )))
             }
             Some(_) => Ok(()),
         }

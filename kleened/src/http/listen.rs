@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use kleened_api::volume::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::getegid;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::{Error, Result};
@@ -96,22 +97,33 @@ fn unbound<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> Error {
 
 /// Whether a new socket may take the place.
 fn make_room(path: &Path) -> Result<()> {
-    let fail = || Error::io("look at", path.display());
+    if !is_socket(path)? {
+        return Ok(());
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(Error::Invalid(format!(
+            "somebody answers on the socket {} already: stop that daemon, or set 'socket' to another path",
+            path.display()
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(Error::io("look at", path.display())(error)),
+    }
+}
+
+/// Whether a socket has the place, which else is free.
+///
+/// # Errors
+///
+/// [`Error::Invalid`] where something else is there; [`Error::Io`].
+pub fn is_socket(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.file_type().is_socket() => match StdStream::connect(path) {
-            Ok(_) => Err(Error::Invalid(format!(
-                "somebody answers on the socket {} already: stop that daemon, or set 'socket' to another path",
-                path.display()
-            ))),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-            Err(error) => Err(fail()(error)),
-        },
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(true),
         Ok(_) => Err(Error::Invalid(format!(
             "{} exists and is no socket: move it away, or set 'socket' to another path",
             path.display()
         ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(fail()(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("look at", path.display())(error)),
     }
 }
 
@@ -122,9 +134,9 @@ fn make_room(path: &Path) -> Result<()> {
 /// [`Error::Io`].
 pub fn permit(socket: &Path, Permit { mode, group }: Permit) -> Result<()> {
     let fail = || Error::io("set the permissions of", socket.display());
-    if group.is_some() {
-        chown(socket, None, group).map_err(fail())?;
-    }
+    // Also without one: the socket may have the group of its folder, or of a configuration before.
+    let group = group.unwrap_or_else(|| getegid().as_raw());
+    chown(socket, None, Some(group)).map_err(fail())?;
     fs::set_permissions(socket, fs::Permissions::from_mode(mode.0)).map_err(fail())
 }
 
@@ -151,7 +163,7 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path().join("made")).unwrap().count(), 1);
         permit(&path, Permit { mode: Mode(0o600), group: None }).unwrap();
         let metadata = fs::metadata(&path).unwrap();
-        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o600, 4711));
+        assert_eq!((metadata.mode() & 0o7777, metadata.gid()), (0o600, getegid().as_raw()));
         drop(listener);
         assert!(!path.exists());
     }

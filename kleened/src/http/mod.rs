@@ -33,7 +33,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 pub use access::Access;
-pub use listen::{Listener, Permit, bind, permit};
+pub use listen::{Listener, Permit, bind, is_socket, permit};
 
 use crate::engine::Engine;
 use access::Peer;
