@@ -23,13 +23,14 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::client::{Client, interruptible};
+use crate::client::{Client, interruptible, is_end};
 use crate::exec::AttachOptions;
 use crate::failure::Failure;
 use crate::signals::{ENDING, Signals};
@@ -54,7 +55,7 @@ pub(crate) async fn start(client: &Client, start: &ExecStart) -> Result<(), Fail
             Message::Close(Some(CloseFrame {
                 code: CloseCode::Away | CloseCode::Normal, ..
             })) => Ok(()),
-            message => output(&mut source, message).await.map(drop),
+            message => Ok(output(&mut source, message).await.map(drop)?),
         }
     };
     interruptible(started, STARTS).await.map_err(Failure::not_started)
@@ -83,17 +84,45 @@ pub(crate) async fn stay(
         if options.interactive { Some(terminal::read_ahead(terminal::stdin()?)) } else { None };
     let (queue, queued) = mpsc::unbounded_channel();
     let end = tokio::select! {
-        end = output(&mut source, message) => end.map_err(Failure::not_started),
+        end = output(&mut source, message) => end.map_err(End::not_started),
         never = input(&mut sink, stdin, queued) => match never {},
-        failure = signals(&queue, options.tty) => Err(failure),
+        failure = signals(&queue, options.tty) => Err(End::Other(failure)),
     };
     drop(raw);
     // The process can't write any more, and should learn of it as it would from a pipe.
-    if let Err(Failure::Quiet(_)) = end {
+    if let Err(End::Unwritable(_)) = end {
         let _ = timeout(FAREWELL, sink.send(frame(Channel::Signal, b"PIPE"))).await;
     }
     let _ = timeout(FAREWELL, sink.close()).await;
-    end
+    Ok(end?)
+}
+
+/// Why the connection ends before the process.
+enum End {
+    /// What it writes can't be written here.
+    Unwritable(Failure),
+    Other(Failure),
+}
+
+impl End {
+    fn not_started(self) -> Self {
+        match self {
+            Self::Unwritable(failure) => Self::Unwritable(failure.not_started()),
+            Self::Other(failure) => Self::Other(failure.not_started()),
+        }
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Other(failure)
+    }
+}
+
+impl From<End> for Failure {
+    fn from((End::Unwritable(failure) | End::Other(failure)): End) -> Self {
+        failure
+    }
 }
 
 async fn open(client: &Client, start: &ExecStart) -> Result<Socket, Failure> {
@@ -118,7 +147,20 @@ async fn open(client: &Client, start: &ExecStart) -> Result<Socket, Failure> {
 }
 
 fn broken(error: &Error) -> Failure {
-    Failure::new(ErrorCode::Unavailable, "the connection to kleened broke").caused_by(error)
+    match error {
+        Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => lost(),
+        Error::Io(error) if is_end(error) => lost(),
+        // Its causes stand in its text.
+        error => {
+            Failure::new(ErrorCode::Unavailable, "the connection to kleened broke").because(error)
+        }
+    }
+}
+
+fn lost() -> Failure {
+    Failure::daemon_gone("how the process ends is not known; containers go on")
 }
 
 fn json(value: &impl Serialize) -> Result<String, Failure> {
@@ -150,21 +192,24 @@ async fn first(source: &mut Source) -> Result<Message, Failure> {
 }
 
 /// Writes what the process writes, from `message` on, until its end is known.
-async fn output(source: &mut Source, mut message: Message) -> Result<Exit, Failure> {
+async fn output(source: &mut Source, mut message: Message) -> Result<Exit, End> {
     let mut error: Option<ErrorBody> = None;
     loop {
         match message {
             Message::Binary(mut bytes) if !bytes.is_empty() => {
                 match Channel::try_from(bytes.split_to(1).first().copied().unwrap_or_default()) {
                     Ok(channel @ (Channel::Stdout | Channel::Stderr)) => {
-                        terminal::write(channel, bytes).await?;
+                        terminal::write(channel, bytes).await.map_err(|failure| {
+                            End::Unwritable(failure.because("the process gets SIGPIPE"))
+                        })?;
                     }
                     Ok(Channel::Exit) => {
                         let exit: Exit = crate::print::parse(&bytes)?;
                         return match error {
                             None => Ok(exit),
                             Some(error) => Err(Failure::from(error)
-                                .exiting(u8::try_from(exit.code).unwrap_or(u8::MAX))),
+                                .exiting(u8::try_from(exit.code).unwrap_or(u8::MAX))
+                                .into()),
                         };
                     }
                     // Channels that a newer daemon may have.
@@ -177,11 +222,9 @@ async fn output(source: &mut Source, mut message: Message) -> Result<Exit, Failu
                 return Err(match (error, said) {
                     (Some(error), _) => error.into(),
                     (None, Some(said)) => Failure::new(ErrorCode::Unavailable, said),
-                    (None, None) => {
-                        Failure::new(ErrorCode::Unavailable, "the connection to kleened broke")
-                            .because("how the process ends is not known")
-                    }
-                });
+                    (None, None) => lost(),
+                }
+                .into());
             }
             _ => {}
         }

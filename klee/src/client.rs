@@ -1,5 +1,6 @@
 //! Requests to the daemon over its socket.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::future::Future;
 use std::io::{self, IsTerminal};
@@ -28,6 +29,9 @@ use crate::socket::Socket;
 
 /// What the daemon does when klee is interrupted while it waits.
 const GOES_ON: &str = "kleened finishes what it was asked to do";
+
+/// What is left when the daemon has gone.
+const CONTAINERS_GO_ON: &str = "containers go on; try again";
 
 /// The daemon, as it is reached.
 #[derive(Debug, Clone)]
@@ -82,7 +86,7 @@ impl Client {
     ) -> Result<Response<Incoming>, Failure>
     where
         B: Body<Data: Send> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let mut request = Request::builder().method(method).uri(path);
         if !body.is_end_stream() {
@@ -111,7 +115,7 @@ impl Client {
     ) -> Result<Response<Incoming>, Failure>
     where
         B: Body<Data: Send> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
     {
         let request = request
             .header(header::HOST, "localhost")
@@ -219,13 +223,25 @@ pub(crate) async fn read(response: Response<Incoming>) -> Result<Bytes, Failure>
     Ok(response.into_body().collect().await.map_err(broken)?.to_bytes())
 }
 
-/// The error for a connection that broke in the middle; or klee broke it, because it could not read
-/// what it was to send.
+/// The error for a connection that broke in the middle.
 pub(crate) fn broken(error: hyper::Error) -> Failure {
-    if let (true, Some(cause)) = (error.is_user(), std::error::Error::source(&error)) {
-        return Failure::local("cannot read what is to be sent", cause);
+    let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+    while let Some(next) = cause {
+        if next.downcast_ref::<io::Error>().is_some_and(is_end) {
+            return Failure::daemon_gone(CONTAINERS_GO_ON);
+        }
+        cause = next.source();
+    }
+    if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        return Failure::daemon_gone(CONTAINERS_GO_ON);
     }
     Failure::new(ErrorCode::Unavailable, "the connection to kleened broke").caused_by(&error)
+}
+
+/// Whether the other end has closed the connection.
+pub(crate) fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 /// The error in an answer's body, whichever daemon wrote it.

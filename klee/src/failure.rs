@@ -42,6 +42,11 @@ impl Failure {
         Self::new(ErrorCode::Internal, what).caused_by(why)
     }
 
+    /// The daemon has gone in the middle of something. `what` is known all the same.
+    pub(crate) fn daemon_gone(what: impl Display) -> Self {
+        Self::new(ErrorCode::Unavailable, "the connection to kleened ended").because(what)
+    }
+
     /// ^C, or another signal. `what` says what the daemon does now.
     pub(crate) fn interrupted(signal: u8, what: impl Display) -> Self {
         Self::new(ErrorCode::Unavailable, "interrupted").because(what).exiting(128 + signal)
