@@ -190,20 +190,21 @@ pub(crate) struct ListOutput {
     #[arg(short, long, conflicts_with_all = ["output", "format"])]
     pub(crate) quiet: bool,
     /// A text for each object in which {{.Field}} stands for the value of a field, and
-    /// {{json .Field}} for its JSON; the fields are those of -o json.
+    /// {{json .Field}} for its JSON; the fields are those of -o json. A line ends after each object,
+    /// and \t stands for a tab. In values, what a terminal would act on is escaped; JSON has it all.
     #[arg(long, value_name = "TEMPLATE", conflicts_with = "output")]
     pub(crate) format: Option<Template>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
 
-/// Show everything about one object.
+/// Show everything about objects.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect<T: Clone + Send + Sync + FromStr<Err = NameError> + 'static> {
-    /// The object.
-    #[arg(value_name = "NAME")]
-    pub(crate) name: T,
-    /// A text in which {{.Field.Field}} stands for the value of a field.
+    /// The objects; of several the JSON of one comes after that of another.
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<T>,
+    /// A text for each object in which {{.Field.Field}} stands for the value of a field, as with ls.
     #[arg(long, value_name = "TEMPLATE")]
     pub(crate) format: Option<Template>,
     #[command(flatten)]
@@ -322,6 +323,11 @@ pub(crate) fn parse() -> Result<(Cli, OutputFormat), u8> {
                 Failure::usage(error).not_started().report(format)
             }
             (ErrorKind::ValueValidation, _, Some(error)) => Failure::usage(error).report(format),
+            (ErrorKind::UnknownArgument, ..) if names_output(&error) => Failure::usage(
+                "'--output' comes after the command that has it, as in klee volume ls -o json",
+            )
+            .report(format),
+            (ErrorKind::InvalidUtf8, ..) => not_utf8(std::env::args_os()).report(format),
             (ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand, ..) => {
                 help(&error.render(), format)
             }
@@ -350,6 +356,19 @@ pub(crate) fn parse() -> Result<(Cli, OutputFormat), u8> {
             }
         }
     })
+}
+
+/// Whether the argument is one that many commands have, in another place.
+fn names_output(error: &clap::Error) -> bool {
+    let argument = error.get(ContextKind::InvalidArg);
+    matches!(argument, Some(ContextValue::String(name)) if name == "-o" || name == "--output")
+}
+
+/// Names the argument that is no text.
+fn not_utf8(mut args: impl Iterator<Item = OsString>) -> Failure {
+    let bad = args.find(|arg| arg.to_str().is_none()).unwrap_or_default();
+    let bad = bad.as_encoded_bytes().escape_ascii();
+    Failure::usage(format!("the argument '{bad}' is not UTF-8, and nothing else can be sent"))
 }
 
 /// Prints a help that was asked for by saying nothing.

@@ -4,10 +4,11 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use hyper::Method;
 use kleened_api::container::{
-    ContainerConfig, ContainerSummary, ListQuery, NetworkDriver, RestartPolicy, StopQuery,
-    WaitReply,
+    ContainerConfig, ContainerInspect, ContainerSummary, ListQuery, NetworkDriver, RestartPolicy,
+    StopQuery, WaitReply,
 };
 use kleened_api::mount::{self, MountPointConfig};
+use kleened_api::system::System;
 use kleened_api::volume::PruneQuery;
 use kleened_api::{ContainerName, ErrorCode, IdReply, ImageRef, Timestamp, routes};
 
@@ -39,7 +40,7 @@ pub(crate) enum ContainerCommand {
     Start(Start),
     /// Stop containers.
     Stop(Stop),
-    /// Stop containers and start them again, detached.
+    /// Stop containers and start them again, detached. One that does not run is started.
     Restart(Stop),
     /// Run a process in a container; a stopped one is started with it.
     ///
@@ -98,10 +99,11 @@ pub(crate) struct Create {
     pub(crate) process: ProcessOptions,
     /// A mount: SOURCE:DESTINATION[:ro|rw][,nocopy], where SOURCE is the name of a volume or an
     /// absolute path of the host, or type=volume,source=NAME,target=PATH[,readonly]
-    /// [,volume-nocopy][,volume-subpath=PATH], where a volume without a source gets a random name.
+    /// [,volume-nocopy][,volume-subpath=PATH], where a volume without a source gets a random name. It
+    /// is removed with a container that --rm removes, and stays when another is removed.
     #[arg(short, long = "mount", value_name = "MOUNT")]
     pub(crate) mounts: Vec<MountPointConfig>,
-    /// A jail parameter, see jail(8).
+    /// A jail parameter, see jail(8). On Linux it has no effect.
     #[arg(short = 'J', long = "jailparam", value_name = "NAME[=VALUE]")]
     pub(crate) jail_param: Vec<String>,
     /// Leave the container when containers are pruned.
@@ -159,7 +161,7 @@ pub(crate) struct Update {
     pub(crate) name: Option<ContainerName>,
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
-    /// A jail parameter, see jail(8).
+    /// A jail parameter, see jail(8). On Linux it has no effect.
     #[arg(short = 'J', long = "jailparam", value_name = "NAME[=VALUE]")]
     pub(crate) jail_param: Vec<String>,
     /// Whether to leave the container when containers are pruned.
@@ -326,13 +328,27 @@ impl Create {
 
 pub(crate) async fn create(args: Create, context: &Context) -> Result<(), Failure> {
     let output = args.output.output;
-    let reply = post(&args.config()?, context).await?;
+    let config = args.config()?;
+    let reply = post(&config, context).await?;
+    check_jail_param(&config, context).await;
     print::reply(&reply, &reply.id, output)
 }
 
 /// Makes a container.
 pub(crate) async fn post(config: &ContainerConfig, context: &Context) -> Result<IdReply, Failure> {
     context.client.post(routes::CONTAINER_CREATE, config).await
+}
+
+/// Says so where jail parameters are given and have no effect.
+pub(crate) async fn check_jail_param(config: &ContainerConfig, context: &Context) {
+    if config.jail_param.as_ref().is_none_or(Vec::is_empty) {
+        return;
+    }
+    // Without an answer there is nothing to say.
+    let Ok(body) = context.client.get(routes::INFO).await else { return };
+    if print::parse(&body).is_ok_and(|system: System| system.platform == "linux") {
+        print::note("klee: warning: jail parameters have no effect on Linux");
+    }
 }
 
 pub(crate) async fn stop(args: Stop, context: &Context) -> Result<(), Failure> {
@@ -353,11 +369,18 @@ async fn stop_one(
     context.client.change(Method::POST, &with_query(&path, &StopQuery { time })?).await
 }
 
-/// A container that does not run is an error, as it is for stop.
+/// One that does not run is started.
 pub(crate) async fn restart(args: Stop, context: &Context) -> Result<(), Failure> {
     let output = args.output.output;
     each(&args.containers, output, async |container| {
-        let reply = stop_one(container, args.time, context).await?;
+        let reply = match stop_one(container, args.time, context).await {
+            Err(failure) if failure.code() == Some(ErrorCode::WrongState) => {
+                let path = routes::with_name(routes::CONTAINER_INSPECT, container.as_str());
+                let found: ContainerInspect = print::parse(&context.client.get(&path).await?)?;
+                IdReply { id: found.container.id.to_string() }
+            }
+            reply => reply?,
+        };
         print::reply(&reply, &reply.id, output)?;
         exec::start_detached(&reply.id, context).await
     })
@@ -404,8 +427,11 @@ pub(crate) async fn inspect(
     args: Inspect<ContainerName>,
     context: &Context,
 ) -> Result<(), Failure> {
-    let path = routes::with_name(routes::CONTAINER_INSPECT, args.name.as_str());
-    print::inspect(&context.client.get(&path).await?, args.format.as_ref())
+    each(&args.names, args.output.output, async |name| {
+        let path = routes::with_name(routes::CONTAINER_INSPECT, name.as_str());
+        print::inspect(&context.client.get(&path).await?, args.format.as_ref())
+    })
+    .await
 }
 
 pub(crate) async fn update(args: Update, context: &Context) -> Result<(), Failure> {
@@ -422,7 +448,9 @@ pub(crate) async fn update(args: Update, context: &Context) -> Result<(), Failur
         workdir: args.process.workdir,
         ..ContainerConfig::default()
     };
-    change(&args.container, &config, args.output.output, context).await
+    change(&args.container, &config, args.output.output, context).await?;
+    check_jail_param(&config, context).await;
+    Ok(())
 }
 
 pub(crate) async fn rename(args: Rename, context: &Context) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use std::io;
 
 use hyper::Method;
+use kleened_api::routes;
 use kleened_api::volume::PruneQuery;
 
 use crate::cli::Prune;
@@ -26,11 +27,17 @@ impl Context {
         query: PruneQuery,
         what: &str,
     ) -> Result<(), Failure> {
-        let ask = !args.force && !args.dry_run;
-        if ask {
-            print::out(&format!(
-                "WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N]: "
-            ))?;
+        if !args.force && !args.dry_run {
+            let unused = self.pruned(route, PruneQuery { dry_run: true, ..query }).await?;
+            if unused.is_empty() {
+                print::note("There is nothing to remove.");
+                return Ok(());
+            }
+            print::out(&format!("WARNING! This will remove {what}:\n"))?;
+            for name in &unused {
+                print::out(&format!("  {}\n", print::escape(name)))?;
+            }
+            print::out("Are you sure you want to continue? [y/N]: ")?;
             let mut answer = String::new();
             // What is no text is no yes.
             let _ = io::stdin().read_line(&mut answer);
@@ -39,13 +46,19 @@ impl Context {
                 return Err(Failure::Quiet(1));
             }
         }
-        let removed: Vec<String> =
-            self.client.change(Method::POST, &with_query(route, &query)?).await?;
+        let removed = self.pruned(route, query).await?;
         match args.output.output {
             OutputFormat::Json => print::json(&removed),
-            OutputFormat::Table if ask && removed.is_empty() => print::out("\n"),
             OutputFormat::Table => print::lines(removed.iter().map(String::as_str)),
         }
+    }
+
+    async fn pruned(&self, route: &str, query: PruneQuery) -> Result<Vec<String>, Failure> {
+        if query.dry_run {
+            // Kleene's daemon knows no dry run: it would remove. It does not know this either.
+            self.client.get(routes::INFO).await?;
+        }
+        self.client.change(Method::POST, &with_query(route, &query)?).await
     }
 }
 

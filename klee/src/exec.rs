@@ -88,6 +88,9 @@ pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
     let (remove, format) = (create.rm, create.output.output);
     let config = create.config().map_err(Failure::not_started)?;
     let created = container::post(&config, context).await.map_err(Failure::not_started)?;
+    if !attach.quiet {
+        container::check_jail_param(&config, context).await;
+    }
     if attach.detach {
         print::reply(&created, &created.id, format)?;
     } else {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -207,32 +208,46 @@ impl ImageDefaults {
 async fn import(args: ImageImport, context: &Context) -> Result<(), Failure> {
     let query = args.defaults.config(&args.name)?;
     let path = with_query(routes::IMAGE_IMPORT, &query)?;
-    let (archive, size) = if args.file == Path::new("-") {
+    let (archive, size, name) = if args.file == Path::new("-") {
         if io::stdin().is_terminal() {
             return Err(Failure::usage("an archive can't be typed: redirect standard input"));
         }
-        (terminal::stdin()?, None)
+        (terminal::stdin()?, None, "standard input".to_owned())
     } else {
+        let name = args.file.display().to_string();
         let file = File::open(&args.file).and_then(|file| Ok((file.metadata()?, file)));
-        let (metadata, file) = file.map_err(|error| {
-            Failure::local(format!("cannot read {}", args.file.display()), &error)
-        })?;
-        (file, metadata.is_file().then_some(metadata.len()))
+        let (metadata, file) =
+            file.map_err(|error| Failure::local(format!("cannot read {name}"), &error))?;
+        (file, metadata.is_file().then_some(metadata.len()), name)
     };
     let progress = Progress::new(size);
     let chunks = terminal::read_ahead(archive);
-    let body = stream::unfold((chunks, progress.clone()), |(mut chunks, progress)| async {
-        let chunk = chunks.recv().await?;
-        if let Ok(bytes) = &chunk {
-            progress.add(bytes.len());
-        }
-        Some((chunk.map(Frame::data), (chunks, progress)))
+    // Why the archive can't be read to its end.
+    let unread = Arc::new(OnceLock::new());
+    let state = (chunks, progress.clone(), unread.clone());
+    let body = stream::unfold(state, |(mut chunks, progress, unread)| async {
+        let chunk = match chunks.recv().await? {
+            Ok(bytes) => {
+                progress.add(bytes.len());
+                Ok(Frame::data(bytes))
+            }
+            Err(error) => {
+                let cut = io::Error::from(error.kind());
+                // There is only one: it is the last that comes.
+                let _ = unread.set(error);
+                Err(cut)
+            }
+        };
+        Some((chunk, (chunks, progress, unread)))
     });
     let request =
         context.client.send(Method::POST, &path, "application/x-tar", StreamBody::new(body));
     let reply = context.client.finish(request, "nothing is imported").await;
     progress.bar.finish_and_clear();
-    let reply: IdReply = reply?;
+    let reply: IdReply = match (reply, unread.get()) {
+        (Err(_), Some(error)) => return Err(Failure::local(format!("cannot read {name}"), error)),
+        (reply, _) => reply?,
+    };
     print::reply(&reply, &reply.id, args.output.output)
 }
 
@@ -295,8 +310,11 @@ pub(crate) async fn list(args: ImageList, context: &Context) -> Result<(), Failu
 }
 
 pub(crate) async fn inspect(args: Inspect<ImageRef>, context: &Context) -> Result<(), Failure> {
-    let path = routes::with_name(routes::IMAGE_INSPECT, &args.name.to_string());
-    print::inspect(&context.client.get(&path).await?, args.format.as_ref())
+    each(&args.names, args.output.output, async |name| {
+        let path = routes::with_name(routes::IMAGE_INSPECT, &name.to_string());
+        print::inspect(&context.client.get(&path).await?, args.format.as_ref())
+    })
+    .await
 }
 
 async fn tag(args: ImageTag, context: &Context) -> Result<(), Failure> {

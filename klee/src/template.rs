@@ -66,7 +66,7 @@ fn field(action: &str) -> Result<Part, String> {
 impl Template {
     /// The line for an object, with its end. `known` are the fields that objects of this kind have,
     /// also those that are absent where there is nothing to say; empty: those of the object itself.
-    /// For a terminal the values are escaped.
+    /// Texts are escaped, as in tables; JSON is for a terminal.
     pub(crate) fn line(
         &self,
         object: &Value,
@@ -78,8 +78,7 @@ impl Template {
             match part {
                 Part::Text(text) => line.push_str(text),
                 Part::Field { path, json } => match (find(object, path, known)?, json) {
-                    (Value::String(text), false) if terminal => line.push_str(&escape(text)),
-                    (Value::String(text), false) => line.push_str(text),
+                    (Value::String(text), false) => line.push_str(&escape(text)),
                     (Value::Null, false) => {}
                     (value, _) if terminal => line.push_str(&escape_json(&value.to_string())),
                     (value, _) => line.push_str(&value.to_string()),
@@ -150,6 +149,14 @@ mod tests {
         assert_eq!(line("{{.Error}}", &object).unwrap(), "\n");
         assert_eq!(line("{{json .}}", &json!({"a": 1})).unwrap(), "{\"a\":1}\n");
         assert!(line("{{.Nmae}}", &object).is_none());
+    }
+
+    #[test]
+    fn a_value_can_not_break_its_line() {
+        let object = json!({"name": "a\u{1b}[2J\nb", "labels": {"k": "c\nd"}});
+        assert_eq!(line("{{.Name}}", &object).unwrap(), "a\\u{1b}[2J\\u{a}b\n");
+        assert_eq!(line("{{.Labels.k}}", &object).unwrap(), "c\\u{a}d\n");
+        assert_eq!(line("{{json .Labels.k}}", &object).unwrap(), "\"c\\nd\"\n");
     }
 
     #[test]

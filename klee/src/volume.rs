@@ -258,11 +258,14 @@ pub(crate) async fn list(args: VolumeList, context: &Context) -> Result<(), Fail
 }
 
 pub(crate) async fn inspect(args: VolumeInspect, context: &Context) -> Result<(), Failure> {
-    let Inspect { name, format, .. } = args.inspect;
-    let path = routes::with_name(routes::VOLUME_INSPECT, name.as_str());
-    let query = args.size.then_some(InspectQuery { size: true });
-    let path = query.map_or(Ok(path.clone()), |query| with_query(&path, &query))?;
-    print::inspect(&context.client.get(&path).await?, format.as_ref())
+    let Inspect { names, format, output } = args.inspect;
+    each(&names, output.output, async |name| {
+        let path = routes::with_name(routes::VOLUME_INSPECT, name.as_str());
+        let query = args.size.then_some(InspectQuery { size: true });
+        let path = query.map_or(Ok(path.clone()), |query| with_query(&path, &query))?;
+        print::inspect(&context.client.get(&path).await?, format.as_ref())
+    })
+    .await
 }
 
 async fn profiles(output: Output, context: &Context) -> Result<(), Failure> {

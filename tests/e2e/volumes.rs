@@ -215,7 +215,8 @@ fn prune_takes_what_nobody_names() {
     assert_eq!(daemon.run("volume prune --dry-run").ok(), "a\nb");
     assert_eq!(daemon.run("volume ls -q --filter dangling=true").ok(), "b\na");
     let asked: kleene_tests::harness::Ran = daemon.klee_with(["volume", "prune"], b"n\n").into();
-    assert!(asked.stdout.contains("WARNING! This will remove all unused volumes."), "{asked:?}");
+    let question = "WARNING! This will remove all unused volumes:\n  a\n  b\nAre you sure";
+    assert!(asked.stdout.starts_with(question), "{asked:?}");
     asked.fails(1);
     assert_eq!(daemon.run("volume prune -f").ok(), "a\nb");
     assert_eq!(daemon.run("volume ls -q").ok(), "kept");

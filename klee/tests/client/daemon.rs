@@ -128,6 +128,11 @@ pub(crate) fn answer(request: &Request) -> Reply {
             json!({"container": containers()[0], "container_endpoints": [],
                    "container_mountpoints": [mount()]}),
         ),
+        ("GET", ["containers", "lucid_austin", "inspect"]) => Reply::Json(
+            200,
+            json!({"container": containers()[1], "container_endpoints": [],
+                   "container_mountpoints": []}),
+        ),
         ("GET", ["images", "FreeBSD" | "FreeBSD:latest", "inspect"]) => {
             Reply::Json(200, images()[0].clone())
         }

@@ -169,6 +169,7 @@ fn detached_the_id_is_the_output() {
         (&["exec", "-d", "web", "true"], "5e27c191b3d7\n", stderr),
         (&["start", "-d", "web"], "web\n", stderr),
         (&["restart", "web"], "fa3f95145d92\n", stderr),
+        (&["restart", "lucid_austin"], "5c9622d1b210\n", stderr),
     ] {
         let done = daemon.run(args);
         assert_eq!((done.status, done.stdout.as_str(), done.stderr.as_str()), (0, stdout, stderr));
@@ -232,7 +233,7 @@ fn other_ways_not_to_start() {
     for (daemon, text) in [
         (&other, "klee: kleened does not speak klee's protocol: "),
         (&kleene, "klee: executable already started\n"),
-        (&silent, "klee: the connection to kleened broke: "),
+        (&silent, "klee: the connection to kleened ended: how the process ends is not known; "),
         (&reason, "klee: only here\n"),
         (&refused, "klee: not you\n"),
     ] {
@@ -256,7 +257,10 @@ fn a_lost_process_is_reported() {
     });
     let done = lost.run(&["run", "-q", "FreeBSD"]);
     assert_eq!((done.status, done.stdout.as_str()), (125, "some"));
-    assert!(done.stderr.contains("the connection to kleened broke"), "{done:?}");
+    assert_eq!(
+        done.stderr,
+        "klee: the connection to kleened ended: how the process ends is not known; containers go on\n"
+    );
 
     let stopping = daemon(|_, socket| {
         starting(socket);
@@ -392,6 +396,26 @@ fn a_reader_that_goes_away_ends_quietly() {
     let done = child.wait_with_output().unwrap();
     assert_eq!((done.status.code(), done.stderr.as_slice()), (Some(141), &b""[..]));
     assert_eq!(received.recv().unwrap(), Some((Channel::Signal, b"PIPE".to_vec())));
+}
+
+#[test]
+fn an_output_that_is_full_ends_the_process() {
+    let (sender, received) = channel();
+    let sender = Mutex::new(sender);
+    let server = daemon(move |_, socket| {
+        starting(socket);
+        send(socket, Channel::Stdout, b"y\n");
+        sender.lock().unwrap().send(receive(socket)).unwrap();
+    });
+    for words in [&["run", "--rm", "-q", "FreeBSD"][..], &["exec", "-q", "web"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let done = server.klee(words).stdin(Stdio::null()).stdout(full).output().unwrap();
+        assert_eq!(done.status.code(), Some(125));
+        let error = String::from_utf8(done.stderr).unwrap();
+        assert!(error.starts_with("klee: cannot write the process's output: No space"), "{error}");
+        assert!(error.ends_with(": the process gets SIGPIPE\n"), "{error}");
+        assert_eq!(received.recv().unwrap(), Some((Channel::Signal, b"PIPE".to_vec())));
+    }
 }
 
 #[test]

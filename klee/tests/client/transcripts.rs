@@ -1,5 +1,10 @@
 //! Every command, as transcripts.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use serde_json::json;
+
 use crate::daemon;
 use crate::golden::Transcript;
 use crate::server::{Reply, Server, klee, run};
@@ -25,6 +30,7 @@ fn volumes() {
          lsv -o json
          lsv --format '{{.Name}} {{.Labels.tier}} {{json .Populated}} {{.Owner}}'
          lsv --format '{{.Nope}}'
+         lsv --format '{{json .Name}} {{.Name}}'
          lsv --filter name=my --filter label=tier=db --filter label=x --filter dangling=true
          lsv --filter in-use=false
          lsv --filter used=maybe
@@ -58,7 +64,10 @@ fn volumes() {
          isv data --format '{{.Volume.Name}} {{(index .Mountpoints 0)}}'
          isv data --format '{{.Volume.Name}} {{.Volume.State}}'
          isv data --format '{{.Nope}}'
+         isv data nope data --format '{{.Volume.Name}}'
          isv nope
+         -o json isv data
+         --output=json isv data
          isv data -s --format '{{.Volume.Usage.referenced}} {{.Volume.Usage.compress_ratio}}'
          volume rm my-vol
          rmv my-vol nope my-vol
@@ -98,7 +107,7 @@ fn containers() {
          lsc --filter name=luc -a
          lsc --filter volume=x
          container inspect web
-         isc fa3f --format '{{.Container.Name}}'
+         isc fa3f web --format '{{.Container.Name}}'
          isc nope
          container create FreeBSD
          create --name web -u ntpd:wheel -e A=1 -e B= -J allow.mlock -P --restart on-startup -l disabled --hostname h --workdir /tmp --rm -m data:/var/db -m /mnt:/host:ro -m 'type=volume,src=logs,dst=/var/log,volume-nocopy' FreeBSD:latest@0123456789ab /bin/sh -c 'ls -l /'
@@ -243,6 +252,46 @@ fn a_shortcut_has_the_help_of_what_it_stands_for() {
                 long.replace(&format!("klee {group} {verb} "), &format!("klee {shortcut} "))
             );
         }
+    }
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_named() {
+    let daemon = daemon::start();
+    let done = run(daemon.klee(&["run", "base"]).arg(OsStr::from_bytes(b"a\xff")), b"");
+    assert_eq!(done.status, 2, "{done:?}");
+    assert!(done.stderr.starts_with("klee: the argument 'a\\xff' is not UTF-8"), "{done:?}");
+}
+
+#[test]
+fn jail_parameters_without_effect_are_warned_of() {
+    let linux = Server::start(|request| match request.path.as_str() {
+        "/info" => Reply::Json(
+            200,
+            json!({"version": "0.1.0", "storage": "dir", "platform": "linux", "root": "/r"}),
+        ),
+        _ => daemon::answer(request),
+    });
+    let warning = "klee: warning: jail parameters have no effect on Linux\n";
+    for words in [&["create", "-J", "x=1", "FreeBSD"][..], &["update", "-J", "x=1", "web"]] {
+        let done = linux.run(words);
+        assert_eq!((done.status, done.stderr.as_str()), (0, warning), "{words:?}");
+    }
+    let done = linux.run(&["create", "FreeBSD"]);
+    assert_eq!((done.status, done.stderr.as_str()), (0, ""));
+    assert_eq!(daemon::start().run(&["create", "-J", "x=1", "FreeBSD"]).stderr, "");
+}
+
+#[test]
+fn a_daemon_without_dry_run_is_not_asked_for_one() {
+    let kleene = Server::start(|request| match request.path.as_str() {
+        "/info" => Reply::Raw(404, "text/plain", Vec::new()),
+        _ => daemon::answer(request),
+    });
+    for words in [&["volume", "prune"][..], &["volume", "prune", "--dry-run"]] {
+        assert_ne!(kleene.run(words).status, 0, "{words:?}");
+        let asked = kleene.requests();
+        assert!(asked.iter().all(|request| request.method == "GET"), "{asked:?}");
     }
 }
 
