@@ -1,6 +1,7 @@
 //! Roots that `kleened init` makes, and the daemon on them.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -157,6 +158,12 @@ fn a_root_deep_in_a_pool_is_made_with_all_that_it_is_in() {
         ("no".into(), "off".into())
     );
     assert_eq!(value(&root, "mounted"), "yes");
+    let mode = || fs::metadata(format!("/{root}")).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(), 0o700);
+    // As where it was cut off before that.
+    fs::set_permissions(format!("/{root}"), fs::Permissions::from_mode(0o755)).unwrap();
+    room.init(&format!("--root {root}")).ok();
+    assert_eq!(mode(), 0o700);
 
     // One that was there before, with a place of its own.
     let theirs = format!("{}/theirs", space.name());

@@ -51,10 +51,21 @@ pub fn directory(root: &Path) -> Result<PathBuf> {
 /// As [`directory`]; the pool is not there.
 pub fn make(dataset: &str) -> Result<PathBuf> {
     let zfs = load()?;
-    let failed = |error: zfs::Error| fail("make", dataset, error);
-    if exists(zfs, dataset)? {
-        return mounted(zfs, dataset);
+    if !exists(zfs, dataset)? {
+        create(zfs, dataset)?;
     }
+    let at = mounted(zfs, dataset)?;
+    let failed = |error| Error::io("protect", at.display(), error);
+    if fs::read_dir(&at).map_err(failed)?.next().is_none() {
+        // A set-user-ID program in an image must not be within reach of the host's users.
+        fs::set_permissions(&at, Permissions::from_mode(0o700)).map_err(failed)?;
+    }
+    Ok(at)
+}
+
+/// There is a dataset with properties that suit a root, and all that it is in.
+fn create(zfs: &'static Zfs, dataset: &str) -> Result<()> {
+    let failed = |error: zfs::Error| fail("make", dataset, error);
     let pool = dataset.split('/').next().unwrap_or(dataset);
     if !zfs.pool_exists(pool).map_err(failed)? {
         return Err(Error::Invalid(format!(
@@ -75,12 +86,7 @@ pub fn make(dataset: &str) -> Result<PathBuf> {
     let linux = if cfg!(target_os = "linux") { ROOT_ON_LINUX } else { &[] };
     let all = own.into_iter().chain(ROOT.iter().chain(linux).copied());
     let properties = zfs.check_properties(pool, all).map_err(failed)?;
-    zfs.create(dataset, &properties).map_err(failed)?;
-    let at = mounted(zfs, dataset)?;
-    // A set-user-ID program in an image must not be within reach of the host's users.
-    fs::set_permissions(&at, Permissions::from_mode(0o700))
-        .map_err(|error| Error::io("protect", at.display(), error))?;
-    Ok(at)
+    zfs.create(dataset, &properties).map_err(failed)
 }
 
 /// There is a pool on that file, of that size where the file was not there before. A repeat is safe.
