@@ -30,12 +30,12 @@ pub(crate) fn run() {
 }
 
 /// Runs a program that must succeed.
-fn must(command: &mut Command) {
+pub(crate) fn must(command: &mut Command) {
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
     assert!(status.is_ok_and(|status| status.success()), "{command:?} failed");
 }
 
-fn klee(daemon: &Daemon, arguments: &[&str]) {
+pub(crate) fn klee(daemon: &Daemon, arguments: &[&str]) {
     must(daemon.client().args(arguments));
 }
 

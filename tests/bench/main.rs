@@ -10,6 +10,8 @@ mod copy;
 mod daemon;
 #[cfg(target_os = "linux")]
 mod race;
+#[cfg(target_os = "linux")]
+mod zfs;
 
 /// What is measured, by the name that the command line picks it by.
 const TOPICS: &[(&str, fn())] = &[
@@ -17,6 +19,8 @@ const TOPICS: &[(&str, fn())] = &[
     ("copy", copy::run),
     #[cfg(target_os = "linux")]
     ("daemon", daemon::run),
+    #[cfg(target_os = "linux")]
+    ("zfs", zfs::run),
 ];
 
 fn main() {

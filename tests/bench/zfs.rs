@@ -1,0 +1,246 @@
+//! The daemon on a ZFS pool, against `zfs` and `cp`: whole processes, in one run.
+//!
+//! On an emulated processor everything is slow, the other side too: read the ratios. What bounds a
+//! comparison is said below it: how busy the processor was, and how many transaction groups went by.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use kleene_tests::harness::Daemon;
+use kleene_tests::image::header;
+use kleene_tests::pool::{pool, zfs};
+
+use crate::daemon::{klee, must};
+use crate::race::{Side, race, timed};
+
+const CLIENTS: usize = 16;
+
+/// How many volumes are listed, unless `KLEENE_BENCH_VOLUMES` has another number; a tenth of them are made in a race.
+const LISTED: usize = 10_000;
+
+fn to_list() -> usize {
+    let wanted = std::env::var("KLEENE_BENCH_VOLUMES").ok().and_then(|text| text.parse().ok());
+    wanted.unwrap_or(LISTED)
+}
+
+pub(crate) fn run() {
+    let Some(pool) = pool() else {
+        println!("zfs: not here, there is no pool; tests/vm/bench has one");
+        return;
+    };
+    one(&pool);
+    many(&pool);
+    first_use(&pool);
+    listed();
+}
+
+/// What `zfs create` is given, so that both sides' datasets are mounted in memory's file system.
+fn create(name: &str) -> Command {
+    let mut command = Command::new("zfs");
+    command.args(["create", "-o", &format!("mountpoint=/tmp/{name}"), name]);
+    command
+}
+
+fn one(pool: &str) {
+    let daemon = Daemon::start();
+    let parent = format!("{pool}/one");
+    must(&mut create(&parent));
+    let sides = vec![
+        Side::new("klee volume create", |round| {
+            timed(|| klee(&daemon, &["volume", "create", &format!("v{round}")]))
+        }),
+        Side::new("zfs create", |round| {
+            timed(|| must(Command::new("zfs").args(["create", &format!("{parent}/v{round}")])))
+        }),
+    ];
+    race("one volume", 20, sides);
+    zfs(&["destroy", "-r", &parent]);
+}
+
+/// What a call had of the processor and of transaction groups.
+fn bounds(pool: &str, call: impl FnOnce()) -> Duration {
+    let processor = || -> (u64, u64) {
+        let stat = fs::read_to_string("/proc/stat").unwrap();
+        let times: Vec<u64> = stat
+            .lines()
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .filter_map(|t| t.parse().ok())
+            .collect();
+        // Idle, and waiting for the disk.
+        (times[3] + times[4], times.iter().sum())
+    };
+    let groups = || -> u64 {
+        let text = fs::read_to_string(format!("/proc/spl/kstat/zfs/{pool}/txgs")).unwrap();
+        let last = text.lines().last().and_then(|line| line.split_whitespace().next());
+        last.and_then(|group| group.parse().ok()).unwrap()
+    };
+    let ((idle, all), group) = (processor(), groups());
+    let took = timed(call);
+    let ((idle_after, all_after), group_after) = (processor(), groups());
+    let busy = 100 - 100 * (idle_after - idle) / (all_after - all).max(1);
+    println!(
+        "    {:.1} s: processor {busy} % busy, {} transaction groups",
+        took.as_secs_f64(),
+        group_after - group
+    );
+    took
+}
+
+/// That many volumes from so many clients.
+fn make(daemon: &Daemon, prefix: &str, volumes: usize, clients: usize) {
+    thread::scope(|scope| {
+        for client in 0..clients {
+            scope.spawn(move || {
+                for n in (client..volumes).step_by(clients) {
+                    klee(daemon, &["volume", "create", &format!("{prefix}-{n}")]);
+                }
+            });
+        }
+    });
+}
+
+fn many(pool: &str) {
+    let daemon = Daemon::start();
+    let volumes = to_list() / 10;
+    let parent = format!("{pool}/many");
+    must(&mut create(&parent));
+    // A round is long enough to need no other before it.
+    let sides = vec![
+        Side::new("klee, 16 clients", |round| {
+            bounds(pool, || {
+                make(&daemon, &format!("v{round}"), volumes, if round > 0 { CLIENTS } else { 0 })
+            })
+        }),
+        Side::new("a loop of zfs create", |round| {
+            let volumes = if round > 0 { volumes } else { 0 };
+            bounds(pool, || {
+                (0..volumes).for_each(|n| {
+                    must(Command::new("zfs").args(["create", &format!("{parent}/v{n}")]))
+                });
+            })
+        }),
+    ];
+    race(&format!("{volumes} volumes"), 1, sides);
+    zfs(&["destroy", "-r", &parent]);
+}
+
+/// Writes an image with `small`, 5,000 files, and `large`, a file of 1 GiB.
+fn image(out: impl Write) {
+    let mut archive = tar::Builder::new(out);
+    let mut append = |name: String, content: &[u8]| {
+        let mut header = header(tar::EntryType::Regular, 0o644, content.len());
+        archive.append_data(&mut header, name, content).unwrap();
+    };
+    let noise: Vec<u8> =
+        (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for n in 0..5_000_usize {
+        append(format!("small/{}/{n}", n / 50), &noise[..100 + (n * 7919) % 16_000]);
+    }
+    let mut large = header(tar::EntryType::Regular, 0o644, 1 << 30);
+    let chunks = (0..1024).map(|_| &noise[..]);
+    let content = chunks
+        .fold(Box::new(std::io::empty()) as Box<dyn std::io::Read>, |before, chunk| {
+            Box::new(std::io::Read::chain(before, chunk))
+        });
+    archive.append_data(&mut large, "large/file", content).unwrap();
+    archive.finish().unwrap();
+}
+
+/// What the pool has given out, with everything written.
+fn allocated(pool: &str) -> i64 {
+    must(Command::new("zpool").args(["sync", pool]));
+    let output =
+        Command::new("zpool").args(["get", "-Hpo", "value", "allocated", pool]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
+}
+
+fn first_use(pool: &str) {
+    let daemon = Daemon::with_image();
+    let mut import = daemon.client();
+    let import =
+        import.args(["image", "import", "-", "large"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut import = import.spawn().unwrap();
+    image(import.stdin.take().unwrap());
+    assert!(import.wait().unwrap().success());
+    let listed = daemon.klee(["image", "ls", "--format", "{{.id}} {{.name}}"]).ok();
+    let id = listed.lines().find_map(|line| line.strip_suffix(" large")).unwrap().to_owned();
+    let source = daemon.root().join("image").join(id);
+    let parent = format!("{pool}/copies");
+    must(&mut create(&parent));
+    must(Command::new("zpool").args(["sync", pool]));
+    for (what, rounds) in [("small", 3), ("large", 3)] {
+        let space = |run: &dyn Fn()| {
+            let before = allocated(pool);
+            let took = timed(run);
+            println!(
+                "        {:.1} MiB of new space",
+                (allocated(pool) - before) as f64 / f64::from(1 << 20)
+            );
+            took
+        };
+        let sides = vec![
+            Side::new("klee container create", |round| {
+                let (volume, container) = (format!("{what}{round}"), format!("{what}-{round}"));
+                let mount = format!("{volume}:/{what}");
+                space(&|| {
+                    klee(
+                        &daemon,
+                        &["container", "create", "--name", &container, "-m", &mount, "large"],
+                    )
+                })
+            }),
+            Side::new("zfs create, cp -a", |round| {
+                let target = format!("{parent}/{what}{round}");
+                let took = space(&|| {
+                    must(Command::new("zfs").args(["create", &target]));
+                    must(
+                        Command::new("cp")
+                            .arg("-a")
+                            .arg(source.join(what))
+                            .arg(format!("/tmp/{target}/")),
+                    );
+                });
+                zfs(&["destroy", &target]);
+                took
+            }),
+        ];
+        race(&format!("first-use content, {what}"), rounds, sides);
+    }
+    zfs(&["destroy", "-r", &parent]);
+}
+
+fn listed() {
+    let wanted = to_list();
+    let mut daemon = Daemon::start();
+    make(&daemon, "v", wanted, CLIENTS);
+    let all = daemon.dataset("volumes");
+    let list =
+        || must(Command::new("zfs").args(["list", "-Hp", "-r", "-o", "name,used,refer", &all]));
+    let sides = vec![
+        Side::new("klee volume ls -s", |_| timed(|| klee(&daemon, &["volume", "ls", "-s"]))),
+        Side::new("klee volume ls", |_| timed(|| klee(&daemon, &["volume", "ls"]))),
+        Side::new("zfs list name,used,refer", |_| timed(list)),
+    ];
+    race(&format!("a list of {wanted} volumes with their sizes"), 2, sides);
+    assert_eq!(daemon.run("volume ls -q").ok().lines().count(), wanted);
+
+    let title = format!("the start with {wanted} volumes");
+    let sides = vec![
+        Side::new("kleened, first answer", |_| {
+            assert!(daemon.stop().success());
+            timed(|| {
+                daemon.boot();
+                klee(&daemon, &["volume", "ls", "-q"]);
+            })
+        }),
+        Side::new("zfs list name", |_| {
+            timed(|| must(Command::new("zfs").args(["list", "-Hr", "-o", "name", &all])))
+        }),
+    ];
+    race(&title, 2, sides);
+}
