@@ -10,6 +10,7 @@ mod dir;
 mod fault;
 mod fixture;
 mod place;
+mod pools;
 mod streams;
 mod zfs;
 

@@ -52,11 +52,16 @@ pub(crate) fn zfs(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Again and again while something is busy: another test's process, when it begins, has all mounts.
 fn try_zfs(args: &[&str]) -> Output {
+    patiently("zfs", args)
+}
+
+/// Runs a program of ZFS, again and again while something is busy: another test's process, when it begins,
+/// has all mounts.
+pub(crate) fn patiently(program: &str, args: &[&str]) -> Output {
     let end = Instant::now() + Duration::from_secs(5);
     loop {
-        let output = Command::new("zfs").args(args).output().unwrap();
+        let output = Command::new(program).args(args).output().unwrap();
         let is_busy = String::from_utf8_lossy(&output.stderr).contains("busy");
         if output.status.success() || !is_busy || Instant::now() > end {
             return output;

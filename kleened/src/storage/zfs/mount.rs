@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use kleened_sys::zfs as sys;
@@ -79,17 +79,18 @@ impl Zfs {
                 point();
             }
             self.mount_at(&name, &directory)?;
-            // Also after a crash just before.
-            let is_empty =
-                || fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
             if new {
                 point();
             }
-            if new || is_empty() {
-                let mode = fs::Permissions::from_mode(0o700);
-                match fs::set_permissions(&directory, mode) {
+            // Also after a crash just before: what ZFS gives a directory, and nobody used it since.
+            let close = |error| Error::io("close", directory.display(), error);
+            let mode = fs::metadata(&directory).map_err(close)?.mode() & 0o7777;
+            let is_empty =
+                || fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
+            if mode == 0o755 && (new || is_empty()) {
+                match fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)) {
                     Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
-                    other => other.map_err(|e| Error::io("close", directory.display(), e))?,
+                    other => other.map_err(close)?,
                 }
             }
         }
