@@ -186,6 +186,40 @@ fn kill_ends_what_ignores_every_signal() {
 }
 
 #[test]
+fn all_processes_are_told_to_end() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    assert!(!sandbox.platform.terminate(&sandbox.container).unwrap());
+    // The first process, one that outlives it, one that joined, and one of another user.
+    let wait = |name: &str| {
+        format!(
+            "trap 'echo {name} ends; exit 0' TERM; echo {name} is up; while :; do sleep 0.01; done"
+        )
+    };
+    let script = format!("({}) & exec cat", wait("left"));
+    let mut launch = sandbox.first(&["sh", "-c", &script]);
+    launch.process.stdin = true;
+    let mut first = sandbox.attach(&launch).unwrap();
+    first.wait_for("left is up\n");
+    let mut others = Vec::new();
+    for user in ["", "1000"] {
+        let mut launch = sandbox.joined(&["sh", "-c", &wait("joined")]);
+        launch.process.user = user.to_owned();
+        let mut client = sandbox.attach(&launch).unwrap();
+        client.wait_for("joined is up\n");
+        others.push(client);
+    }
+    assert!(sandbox.platform.terminate(&sandbox.container).unwrap());
+    assert_eq!(first.wait_for_exit().code, 143);
+    for mut client in others {
+        client.wait_for("joined ends\n");
+        assert_eq!(client.wait_for_exit().code, 0);
+    }
+    first.wait_for_end();
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    assert!(fs::read_to_string(sandbox.log()).unwrap().contains("stdout F left ends\n"));
+}
+
+#[test]
 fn a_process_whose_parent_is_killed() {
     let Some(sandbox) = Sandbox::new() else { return };
     let (client, _) = sandbox.start("");

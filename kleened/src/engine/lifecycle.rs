@@ -208,7 +208,7 @@ impl Engine {
         }
     }
 
-    /// The container does not run. Its first process was sent SIGTERM, and what was left after `time`
+    /// The container does not run. Every process of it was sent SIGTERM, and what was left after `time`
     /// SIGKILL.
     ///
     /// # Errors
@@ -241,7 +241,7 @@ impl Engine {
     fn stop_and_wait(self: &Arc<Self>, id: &Id, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         if !time.is_zero() {
-            log_failure(format_args!("send SIGTERM to {id}"), self.signal(id, "TERM"));
+            log_failure(format_args!("send SIGTERM to {id}"), self.platform.terminate(id));
             if self.runtime.block_on(self.settled_by(id, Some(until))) {
                 return Ok(());
             }

@@ -68,6 +68,10 @@ impl Platform for FreeBsd {
         Err(not_yet())
     }
 
+    fn terminate(&self, _container: &Id) -> Result<bool> {
+        Err(not_yet())
+    }
+
     fn kill(&self, _container: &Id) -> Result<bool> {
         Err(not_yet())
     }

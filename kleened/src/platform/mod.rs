@@ -239,6 +239,9 @@ pub trait Platform: Send + Sync + fmt::Debug {
     /// [`Error::NotRunning`].
     fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>>;
 
+    /// Every process of the container was sent SIGTERM. False where it did not run.
+    fn terminate(&self, container: &Id) -> Result<bool>;
+
     /// Every process of the container is gone, by SIGKILL, and so are its mounts. False where it did
     /// not run: a repeat is safe.
     fn kill(&self, container: &Id) -> Result<bool>;

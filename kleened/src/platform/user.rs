@@ -31,7 +31,7 @@ impl User {
             None => (text, None),
         };
         let name = if name.is_empty() { "0" } else { name };
-        let number = name.parse::<u32>().ok();
+        let number = number(name);
         let entry = entries(passwd).find(|fields| {
             // A user may have a number as its name.
             fields.first() == Some(&name) || number.is_some() && field(fields, 2) == number
@@ -66,7 +66,7 @@ impl User {
             Some(wanted) => {
                 let entry = entries(group).find(|fields| fields.first() == Some(&wanted));
                 let gid =
-                    entry.as_ref().and_then(|fields| field(fields, 2)).or(wanted.parse().ok());
+                    entry.as_ref().and_then(|fields| field(fields, 2)).or(self::number(wanted));
                 user.gid = gid.ok_or_else(|| {
                     format!("there is no group {wanted} in the container's /etc/group")
                 })?;
@@ -93,7 +93,12 @@ fn entries(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
 }
 
 fn field(fields: &[&str], index: usize) -> Option<u32> {
-    fields.get(index)?.parse().ok()
+    number(fields.get(index)?)
+}
+
+/// A user's or group's number. The last one stands for none in the kernel's calls.
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 /// The content of a file that somebody else may have made: empty where it is not there or no file.
@@ -123,7 +128,7 @@ mod tests {
     use super::*;
 
     const PASSWD: &[u8] = b"# FreeBSD has comments\nroot:x:0:0:root:/root:/bin/ash\n\
-        www:x:80:81:web:/var/www:\nbad:x:z:1::/:\n\xff:x:5:5::/:\n1001:x:7:7::/seven:/bin/sh\n";
+        www:x:80:81:web:/var/www:\nnone:x:4294967295:0::/:\nbad:x:z:1::/:\n\xff:x:5:5::/:\n1001:x:7:7::/seven:/bin/sh\n";
     const GROUP: &[u8] = b"root:x:0:\nwww:x:81:\nstaff:x:50:joe,www\nmail:x:6:www\n";
 
     fn find(text: &str) -> Result<User, String> {
@@ -146,6 +151,9 @@ mod tests {
         let user = find("5000:77").unwrap();
         assert_eq!((user.uid, user.gid, user.name, user.home.as_str()), (5000, 77, None, "/"));
         assert_eq!(find("1001").unwrap().uid, 7);
+        for none in ["4294967295", "0:4294967295", "none"] {
+            assert!(find(none).is_err(), "{none}");
+        }
     }
 
     #[test]

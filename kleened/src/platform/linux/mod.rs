@@ -173,16 +173,18 @@ impl Platform for Linux {
             .ok_or_else(not_running)
     }
 
+    fn terminate(&self, container: &Id) -> Result<bool> {
+        let Some((_, state)) = self.state(container)? else { return Ok(false) };
+        // Pid 1 passes it on to all.
+        signal_init(&state, Signal::TERM)
+            .map_err(|e| Error::io("end", format_args!("container {container}"), e))
+    }
+
     fn kill(&self, container: &Id) -> Result<bool> {
         let Some((first, state)) = self.state(container)? else { return Ok(false) };
         let kill = || -> io::Result<_> {
             let watcher = self.connect(&first).map_err(io::Error::other)?;
-            if let Some(init) = kernel::open_process(state.jid, state.birth)? {
-                match rustix::process::pidfd_send_signal(&init, Signal::KILL) {
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => (),
-                    Err(errno) => return Err(errno.into()),
-                }
-            }
+            signal_init(&state, Signal::KILL)?;
             watcher.map_or(Ok(()), wait_for_end)
         };
         kill().map_err(|e| Error::io("kill", format_args!("container {container}"), e))?;
@@ -222,6 +224,16 @@ impl Platform for Linux {
             return Err(Error::io("forget", what, io::ErrorKind::ResourceBusy));
         }
         self.run_dir.remove(instance)
+    }
+}
+
+/// Pid 1 of the container was sent the signal. False where it has ended.
+fn signal_init(state: &State, signal: Signal) -> io::Result<bool> {
+    let Some(init) = kernel::open_process(state.jid, state.birth)? else { return Ok(false) };
+    match rustix::process::pidfd_send_signal(&init, signal) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -159,10 +159,10 @@ fn become_user(user: &User) -> Result<(), Errno> {
     rustix::thread::set_capabilities(None, sets)
 }
 
-/// The process may nothing that the user may not who owns it.
-pub(super) fn drop_capabilities() -> Result<(), Errno> {
-    let nothing = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: nothing, permitted: nothing, inheritable: nothing };
+/// Besides these the process may nothing that the user may not who owns it.
+pub(super) fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
+    let inheritable = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
     rustix::thread::set_capabilities(None, sets)
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use kleened_api::Timestamp;
 use kleened_sys::fs::resolve_in_root;
 use kleened_sys::process::{Fork, Namespaces, exit_now, fork};
+use nix::sys::signal::{self, SigSet};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -25,7 +26,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
-use rustix::thread::ThreadNameSpaceType;
+use rustix::thread::{CapabilitySet, ThreadNameSpaceType};
 
 use super::container::{self, Parts};
 use super::{kernel, process};
@@ -404,9 +405,12 @@ fn is_abandoned(line: &OwnedFd) -> bool {
 }
 
 /// Pid 1 of a new container: makes it, starts the process in it, and takes care of every process that
-/// has lost its parent. It ends when there is none left, and everything inside ends with it.
+/// has lost its parent. What it is sent as SIGTERM it sends to all of them. It ends when there is none
+/// left, and everything inside ends with it.
 fn be_init(setup: &Setup, parts: Parts, process: &Process, stdio: &Stdio, line: Far) -> ! {
     let Far { report, failure } = line;
+    let signals =
+        [signal::Signal::SIGTERM, signal::Signal::SIGCHLD].into_iter().collect::<SigSet>();
     let begun = (|| -> Result<Pid, Failure> {
         close_supervisors(&parts.descriptors(), stdio, &report, &failure)?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
@@ -415,16 +419,25 @@ fn be_init(setup: &Setup, parts: Parts, process: &Process, stdio: &Stdio, line: 
             return Err(Error::io("start", "pid 1", Errno::SRCH).into());
         }
         container::build(setup, parts)?;
+        // Of pid 1 only what is blocked is kept, and does not get lost.
+        signals.thread_block().map_err(|errno| Error::io("protect", "pid 1", errno))?;
         run(process, stdio, &report, &failure)
     })();
     let pid = begun.unwrap_or_else(|error| give_up(&failure, error));
-    settle(&[report.as_fd()]);
+    // Whoever it is that gets the signal.
+    settle(&[report.as_fd()], CapabilitySet::KILL);
     loop {
-        match rustix::process::wait(WaitOptions::empty()) {
+        match rustix::process::wait(WaitOptions::NOHANG) {
             Ok(Some((ended, status))) if ended == pid => {
                 Report { code: exit_code(status), last: reap_all() }.send(&report);
             }
-            Ok(_) | Err(Errno::INTR) => (),
+            Ok(Some(_)) | Err(Errno::INTR) => (),
+            Ok(None) => {
+                if signals.wait() == Ok(signal::Signal::SIGTERM) {
+                    // There may be nobody any more.
+                    let _ = signal::kill(nix::unistd::Pid::from_raw(-1), signal::Signal::SIGTERM);
+                }
+            }
             Err(_) => exit_now(0),
         }
     }
@@ -462,6 +475,10 @@ fn reap_all() -> bool {
 /// for: so the container does not end before the process.
 fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
     let Far { report, failure } = line;
+    // It is the program that is to hear of it.
+    SigSet::from(signal::Signal::SIGTERM)
+        .thread_block()
+        .unwrap_or_else(|errno| give_up(&failure, Error::io("protect", "a process", errno)));
     close_supervisors(&[init.as_fd()], stdio, &report, &failure)
         .unwrap_or_else(|error| give_up(&failure, error));
     let enter = |spaces| {
@@ -499,7 +516,7 @@ fn enter(init: &OwnedFd, process: &Process, stdio: &Stdio, line: Far) -> ! {
     let pid = run(process, stdio, &report, &failure);
     let pid = pid.unwrap_or_else(|error| give_up(&failure, error));
     let Ok(child) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) else { exit_now(1) };
-    settle(&[report.as_fd(), child.as_fd()]);
+    settle(&[report.as_fd(), child.as_fd()], CapabilitySet::empty());
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(child.as_fd(), PollFlags::IN),
@@ -553,10 +570,10 @@ fn run(
     Ok(pid)
 }
 
-/// The process needs nothing any more but these descriptors.
-fn settle(keep: &[BorrowedFd<'_>]) {
+/// The process needs nothing any more but these descriptors and capabilities.
+fn settle(keep: &[BorrowedFd<'_>], capabilities: CapabilitySet) {
     // Each of these is a precaution: what is inside can't reach this process.
-    let _ = process::drop_capabilities();
+    let _ = process::keep_capabilities(capabilities);
     let _ = rustix::process::chdir("/");
     let _ = rustix::thread::set_name(c"init");
     let _ = kleened_sys::process::close_all_but(keep);
