@@ -117,6 +117,15 @@ fn a_pool_on_a_file_is_made_used_exported_and_found_again() {
 
     room.start();
     room.klee("volume create v --label a=b").ok();
+    // One that is mounted nowhere.
+    zfs(&["create", &format!("{name}/old")]);
+    assert_eq!(room.klee(&format!("volume adopt {name}/old --name data")).ok(), "data");
+    let data = format!("{root}/volumes/data");
+    assert_eq!(value(&data, "mounted"), "yes");
+    zfs(&["rename", &data, &format!("{name}/old")]);
+    let error = room.klee("volume create data").fails(2);
+    assert!(error.contains(&format!("its dataset {data} is gone")), "{error}");
+    room.klee("volume rm data").ok();
     let volume = Path::new("/").join(&root).join("volumes/v");
     fs::write(volume.join("precious"), "x").unwrap();
     room.stop();
