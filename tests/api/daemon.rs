@@ -168,7 +168,9 @@ fn a_client_that_stalls_does_not_keep_the_daemon() {
     let mut rest = Vec::new();
     let _ = export.0.read_to_end(&mut rest);
     assert!(rest.len() < 9_000_000 && !rest.ends_with(b"0\r\n\r\n"), "it was cut");
-    assert!(import.answer().text().contains("the daemon is stopping"));
+    let refused = import.answer();
+    assert!(refused.text().contains("the daemon is stopping"), "{}", refused.text());
+    assert_eq!(refused.status, 503);
     daemon.boot();
     let (_, images) = exact(&daemon, "GET /images/list", Value::Null);
     assert_eq!(images.as_array().unwrap().len(), 2, "{images}");

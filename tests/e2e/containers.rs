@@ -361,6 +361,10 @@ fn names_updates_and_restarts() {
     let first = daemon.run("container ls -o json").ok();
     daemon.run("restart --time 0 long").ok();
     assert_ne!(daemon.run("container ls -o json").ok(), first);
+    daemon.run("stop --time 0 long").ok();
+    assert_eq!(daemon.run("container ls -q").ok(), "");
+    let started = daemon.run("restart --time 0 long").ok();
+    assert_eq!(daemon.run("container ls -q").ok(), started);
     assert_eq!(daemon.run("container prune -f").ok(), id);
     daemon.klee(["container", "inspect", &id]).fails(3);
 }
