@@ -188,6 +188,24 @@ fn stop_asks_first_and_then_insists() {
 }
 
 #[test]
+fn stop_needs_no_answer_of_the_supervisor() {
+    let mut daemon = Daemon::with_image();
+    let id = daemon.run("run -d --name c base sleep 600").ok();
+    fs::remove_file(daemon.root().join("run").join(&id).join("sup.sock")).unwrap();
+    daemon.run("container stop --time 0 c").ok();
+    assert_eq!(daemon.run("container ls -q").ok(), "");
+    daemon.run("container rm c").ok();
+
+    // A crash that left how a removed one ended.
+    assert!(daemon.stop().success());
+    let left = daemon.root().join("run").join(&id);
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("exit.json"), "{}").unwrap();
+    daemon.boot();
+    assert!(!left.exists());
+}
+
+#[test]
 fn a_container_lives_until_its_last_process() {
     let daemon = Daemon::with_image();
     let ran = daemon.klee([

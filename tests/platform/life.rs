@@ -220,6 +220,50 @@ fn all_processes_are_told_to_end() {
 }
 
 #[test]
+fn kill_needs_no_answer_of_the_supervisor() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (_client, first) = sandbox.start("sleep 1000 &");
+    let init = sandbox.platform.running().unwrap()[0].jid;
+    fs::remove_file(sandbox.run_dir().join(first.as_str()).join("sup.sock")).unwrap();
+    assert!(sandbox.platform.kill(&sandbox.container).unwrap());
+    assert!(!Path::new(&format!("/proc/{init}")).exists());
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    assert_eq!(sandbox.platform.exited(&first).unwrap().unwrap().code, 137);
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+}
+
+#[test]
+fn pid_1_is_gone_before_its_container_is_released() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (_client, _) = sandbox.start("sleep 1000 &");
+    let init = sandbox.platform.running().unwrap()[0].jid;
+    // It has no time to notice.
+    rustix::process::kill_process(sandbox.supervisor(), Signal::KILL).unwrap();
+    while let Err(error) = sandbox.platform.release(&sandbox.container, &sandbox.root()) {
+        assert!(matches!(error, Error::Running(_)), "{error}");
+    }
+    let state = fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
+    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+}
+
+#[test]
+fn what_is_left_of_unknown_containers_is_swept_away() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (mut client, _) = sandbox.start("");
+    let sweep = |known: bool| sandbox.platform.sweep(&|_| known).unwrap();
+    sweep(false);
+    // What runs is nobody's to sweep.
+    assert_eq!(sandbox.platform.running().unwrap().len(), 1);
+    client.send(Kind::STDIN, b"");
+    client.wait_for_end();
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    sweep(true);
+    assert_eq!(names(&sandbox.run_dir()).len(), 3);
+    sweep(false);
+    assert_eq!(names(&sandbox.run_dir()), ["containers", "lock"]);
+}
+
+#[test]
 fn a_process_whose_parent_is_killed() {
     let Some(sandbox) = Sandbox::new() else { return };
     let (client, _) = sandbox.start("");

@@ -213,7 +213,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::State`] where it did not run.
+    /// [`Error::NotFound`]; [`Error::State`] where it did not run, or runs on in spite of SIGKILL.
     pub fn stop_container(
         self: &Arc<Self>,
         reference: &str,
@@ -248,8 +248,12 @@ impl Engine {
         }
         self.platform.kill(id).map_err(Error::platform("stop container", id))?;
         let run = self.catalogue().containers.get(id).map(|entry| entry.run.borrow().clone());
-        if let Some(Run::Running(running)) = run {
-            self.runtime.block_on(self.tidy_up(&running, None))?;
+        if let Some(Run::Running(running)) = run
+            && !self.runtime.block_on(self.tidy_up(&running, None))?
+        {
+            let name = self.catalogue().entry(id)?.record.name.clone();
+            let state = "still runs after SIGKILL: see the daemon's log, and stop it again";
+            return Err(Error::State { kind: Kind::Container, name, state });
         }
         Ok(())
     }

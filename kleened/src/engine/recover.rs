@@ -62,6 +62,7 @@ impl Engine {
         engine.settle_names()?;
         engine.miss_volumes();
         engine.find_running()?;
+        engine.forget_unknown();
         engine.remove_orphaned_logs();
         engine.watch_storage();
         engine.read_rest();
@@ -162,6 +163,16 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Nothing is left of what ran in containers that are gone.
+    fn forget_unknown(&self) {
+        let known = |id: &Id| {
+            let catalogue = self.catalogue();
+            catalogue.containers.contains_key(id)
+                || catalogue.unreadable.iter().any(|name| name == id.as_str())
+        };
+        log_failure("forget containers that are gone", self.platform.sweep(&known));
     }
 
     /// The catalogue says of every container what the kernel says.

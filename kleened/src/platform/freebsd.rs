@@ -83,6 +83,10 @@ impl Platform for FreeBsd {
     fn forget(&self, _instance: &Id) -> Result<()> {
         Err(not_yet())
     }
+
+    fn sweep(&self, _known: &dyn Fn(&Id) -> bool) -> Result<()> {
+        Err(not_yet())
+    }
 }
 
 /// A process in a jail.

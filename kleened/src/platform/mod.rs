@@ -242,8 +242,8 @@ pub trait Platform: Send + Sync + fmt::Debug {
     /// Every process of the container was sent SIGTERM. False where it did not run.
     fn terminate(&self, container: &Id) -> Result<bool>;
 
-    /// Every process of the container is gone, by SIGKILL, and so are its mounts. False where it did
-    /// not run: a repeat is safe.
+    /// Every process of the container is gone, by SIGKILL, and so are its mounts; also where its
+    /// supervisor is gone or does not answer. False where it did not run: a repeat is safe.
     fn kill(&self, container: &Id) -> Result<bool>;
 
     /// Nothing is mounted below the root of a container that does not run, and nothing is left of
@@ -252,6 +252,10 @@ pub trait Platform: Send + Sync + fmt::Debug {
 
     /// Nothing is left of an ended instance, its exit status included. A repeat is safe.
     fn forget(&self, instance: &Id) -> Result<()>;
+
+    /// Nothing is left of the ended instances of containers that are not `known`: they were removed,
+    /// and the daemon ended before it forgot them. A repeat is safe.
+    fn sweep(&self, known: &dyn Fn(&Id) -> bool) -> Result<()>;
 }
 
 /// The platform of this host, which keeps what it needs to find containers again in `run_dir`.

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -50,9 +51,14 @@ pub(super) fn open_process(pid: i32, born: u64) -> io::Result<Option<OwnedFd>> {
 
 /// Whether the process that the descriptor stands for has ended.
 pub(super) fn has_ended(process: impl AsFd) -> io::Result<bool> {
+    ends_within(process, Duration::ZERO)
+}
+
+/// Whether the process that the descriptor stands for has ended, or does in that time.
+pub(super) fn ends_within(process: impl AsFd, time: Duration) -> io::Result<bool> {
     let mut fds = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&now)))? > 0)
+    let time = Timespec::try_from(time).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&time)))? > 0)
 }
 
 /// The root directory that the process sees.

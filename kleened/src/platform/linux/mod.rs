@@ -20,7 +20,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
@@ -69,6 +69,47 @@ impl Linux {
         let Some(first) = self.run_dir.holder(container)? else { return Ok(None) };
         let Some(instance) = self.run_dir.instance(&first)? else { return Ok(None) };
         Ok(instance.state()?.map(|state| (first, state)))
+    }
+
+    /// The container's first instance and its pid 1, which may be there still where the supervisor is
+    /// gone.
+    fn remains(&self, container: &Id) -> Result<Option<(Id, State)>> {
+        for id in self.run_dir.instances()? {
+            let Some(instance) = self.run_dir.instance(&id)? else { continue };
+            let Some(launch) = instance.launch()? else { continue };
+            if launch.container == *container
+                && launch.setup.is_some()
+                && let Some(state) = instance.state()?
+            {
+                return Ok(Some((id, state)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Every process of the container is gone, by SIGKILL.
+    fn end(&self, container: &Id, first: &Id, init: Option<&OwnedFd>) -> io::Result<()> {
+        let watcher = self.connect(first).map_err(io::Error::other)?;
+        if let Some(init) = init {
+            send(init, Signal::KILL)?;
+        }
+        match watcher {
+            Some(watcher) => wait_for_end(watcher)?,
+            // Its supervisor can't be asked, but it gives up its lock when it has seen the end.
+            None => {
+                let until = Instant::now() + KILL_TIME;
+                while self.run_dir.holder(container).map_err(io::Error::other)?.is_some() {
+                    if Instant::now() > until {
+                        return Err(not_ended());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        }
+        match init {
+            Some(init) if !kernel::ends_within(init, KILL_TIME)? => Err(not_ended()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the instance's process runs, or, if it is the first one, its container. A supervisor that
@@ -176,18 +217,25 @@ impl Platform for Linux {
     fn terminate(&self, container: &Id) -> Result<bool> {
         let Some((_, state)) = self.state(container)? else { return Ok(false) };
         // Pid 1 passes it on to all.
-        signal_init(&state, Signal::TERM)
+        kernel::open_process(state.jid, state.birth)
+            .and_then(|init| init.map_or(Ok(false), |init| send(&init, Signal::TERM)))
             .map_err(|e| Error::io("end", format_args!("container {container}"), e))
     }
 
     fn kill(&self, container: &Id) -> Result<bool> {
-        let Some((first, state)) = self.state(container)? else { return Ok(false) };
-        let kill = || -> io::Result<_> {
-            let watcher = self.connect(&first).map_err(io::Error::other)?;
-            signal_init(&state, Signal::KILL)?;
-            watcher.map_or(Ok(()), wait_for_end)
+        let fail = |error| Error::io("kill", format_args!("container {container}"), error);
+        let open = |state: &State| kernel::open_process(state.jid, state.birth).map_err(fail);
+        let (first, init) = match self.state(container)? {
+            Some((first, state)) => (first, open(&state)?),
+            None => match self.remains(container)? {
+                Some((first, state)) => match open(&state)? {
+                    Some(init) => (first, Some(init)),
+                    None => return Ok(false),
+                },
+                None => return Ok(false),
+            },
         };
-        kill().map_err(|e| Error::io("kill", format_args!("container {container}"), e))?;
+        self.end(container, &first, init.as_ref()).map_err(fail)?;
         Ok(true)
     }
 
@@ -195,6 +243,8 @@ impl Platform for Linux {
         if !self.run_dir.release(container)? {
             return Err(Error::Running(container.clone()));
         }
+        // Its pid 1 goes with its supervisor, but that can take a while.
+        self.kill(container)?;
         unmount_below(root)?;
         for id in self.run_dir.instances()? {
             let Some(instance) = self.run_dir.instance(&id)? else { continue };
@@ -225,12 +275,33 @@ impl Platform for Linux {
         }
         self.run_dir.remove(instance)
     }
+
+    fn sweep(&self, known: &dyn Fn(&Id) -> bool) -> Result<()> {
+        for id in self.run_dir.instances()? {
+            let Some(instance) = self.run_dir.instance(&id)? else { continue };
+            // Of a first process that has ended only its name is left, which is the container's.
+            let container = instance.launch()?.map_or_else(|| id.clone(), |it| it.container);
+            if !known(&container) && !self.is_running(&id, &instance)? {
+                self.run_dir.remove(&id)?;
+            }
+        }
+        for container in self.run_dir.containers()? {
+            if !known(&container) {
+                self.run_dir.release(&container)?;
+            }
+        }
+        Ok(())
+    }
 }
 
-/// Pid 1 of the container was sent the signal. False where it has ended.
-fn signal_init(state: &State, signal: Signal) -> io::Result<bool> {
-    let Some(init) = kernel::open_process(state.jid, state.birth)? else { return Ok(false) };
-    match rustix::process::pidfd_send_signal(&init, signal) {
+fn not_ended() -> io::Error {
+    let text = "its processes did not end; the kernel may be waiting for a device";
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+/// The process was sent the signal. False where it has ended.
+fn send(process: &OwnedFd, signal: Signal) -> io::Result<bool> {
+    match rustix::process::pidfd_send_signal(process, signal) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::SRCH) => Ok(false),
         Err(errno) => Err(errno.into()),
@@ -249,10 +320,7 @@ fn wait_for_end(mut supervisor: UnixStream) -> io::Result<()> {
             Ok(Some(_)) => (),
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "its processes did not end; the kernel may be waiting for a device",
-                    ));
+                    return Err(not_ended());
                 }
                 _ => return Ok(()),
             },
