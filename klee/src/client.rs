@@ -1,7 +1,8 @@
 //! Requests to the daemon over its socket.
 
+use std::cell::RefCell;
 use std::error::Error;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::future::Future;
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -28,7 +29,7 @@ use crate::signals::{ENDING, Signals};
 use crate::socket::Socket;
 
 /// What the daemon does when klee is interrupted while it waits.
-const GOES_ON: &str = "kleened finishes what it was asked to do";
+pub(crate) const GOES_ON: &str = "kleened finishes what it was asked to do";
 
 /// What is left when the daemon has gone.
 const CONTAINERS_GO_ON: &str = "containers go on; try again";
@@ -156,10 +157,26 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
+        self.finish(self.send_json(path, body), GOES_ON).await
+    }
+
+    /// As [`post`](Self::post), and no signal ends the waiting.
+    pub(crate) async fn post_to_the_end<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        self.conclude(self.send_json(path, body), &RefCell::default()).await
+    }
+
+    async fn send_json(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Response<Incoming>, Failure> {
         let body = serde_json::to_vec(body)
             .map_err(|error| Failure::local("cannot write the request", &error))?;
-        let body = Full::new(Bytes::from(body));
-        self.finish(self.send(Method::POST, path, "application/json", body), GOES_ON).await
+        self.send(Method::POST, path, "application/json", Full::new(Bytes::from(body))).await
     }
 
     /// The answer to a change, which is waited for however long it takes. ^C ends the waiting;
@@ -169,15 +186,27 @@ impl Client {
         request: impl Future<Output = Result<Response<Incoming>, Failure>>,
         meanwhile: &str,
     ) -> Result<T, Failure> {
-        let response = interruptible(request, meanwhile).await?;
+        let meanwhile = RefCell::new(meanwhile.to_owned());
+        let becomes = fmt::from_fn(|f| f.write_str(&meanwhile.borrow()));
+        interruptible(self.conclude(request, &meanwhile), becomes).await
+    }
+
+    /// The answer to a change; `meanwhile` always says what becomes of it where it is not waited for.
+    async fn conclude<T: DeserializeOwned>(
+        &self,
+        request: impl Future<Output = Result<Response<Incoming>, Failure>>,
+        meanwhile: &RefCell<String>,
+    ) -> Result<T, Failure> {
+        let response = request.await?;
         let under_way = response.status() == StatusCode::ACCEPTED;
-        let body = interruptible(read(response), meanwhile).await?;
+        let body = read(response).await?;
         if !under_way {
             return print::parse(&body);
         }
         let operation: Operation = print::parse(&body)?;
-        let what = format!("kleened goes on with operation {}: {}", operation.id, operation.what);
-        let reply = interruptible(self.wait(operation), what).await?;
+        *meanwhile.borrow_mut() =
+            format!("kleened goes on with operation {}: {}", operation.id, operation.what);
+        let reply = self.wait(operation).await?;
         serde_json::from_value(reply).map_err(|error| {
             Failure::new(ErrorCode::Internal, "cannot read the daemon's answer").caused_by(&error)
         })

@@ -1,5 +1,7 @@
 //! `klee container`, but for what starts processes.
 
+use std::pin::pin;
+
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use hyper::Method;
@@ -13,12 +15,13 @@ use kleened_api::volume::PruneQuery;
 use kleened_api::{ContainerName, ErrorCode, IdReply, ImageRef, Timestamp, routes};
 
 use crate::cli::{Inspect, ListOutput, Output, ProcessOptions, Prune, key_value};
-use crate::client::with_query;
+use crate::client::{GOES_ON, interruptible, with_query};
 use crate::context::{Context, bad_filter, each, filters};
 use crate::exec::{self, Exec, Run, Start};
 use crate::failure::Failure;
 use crate::logs::{self, Logs};
 use crate::print::{self, Listed, OutputFormat};
+use crate::signals::{ENDING, Signals};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContainerCommand {
@@ -337,6 +340,31 @@ pub(crate) async fn create(args: Create, context: &Context) -> Result<(), Failur
 /// Makes a container.
 pub(crate) async fn post(config: &ContainerConfig, context: &Context) -> Result<IdReply, Failure> {
     context.client.post(routes::CONTAINER_CREATE, config).await
+}
+
+/// Makes a container that is to go with its process: where klee is interrupted before there is one, it
+/// goes at once. A second signal ends the waiting for it.
+pub(crate) async fn post_for_once(
+    config: &ContainerConfig,
+    context: &Context,
+) -> Result<IdReply, Failure> {
+    let mut signals = Signals::watch(ENDING);
+    let mut making = pin!(context.client.post_to_the_end(routes::CONTAINER_CREATE, config));
+    let number = tokio::select! {
+        biased;
+        (_, number) = signals.next() => number,
+        made = &mut making => return made,
+    };
+    let made: IdReply = interruptible(making, GOES_ON).await?;
+    remove_unused(&made.id, context).await;
+    Err(Failure::interrupted(number, "the container is removed again"))
+}
+
+/// A container in which nothing runs is gone.
+pub(crate) async fn remove_unused(id: &str, context: &Context) {
+    let path = routes::with_name(routes::CONTAINER, id);
+    // What counts is why it is not used.
+    let _ = context.client.change::<IdReply>(Method::DELETE, &path).await;
 }
 
 /// Says so where jail parameters are given and have no effect.

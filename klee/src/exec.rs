@@ -1,7 +1,6 @@
 //! Processes: `klee container run`, `start` and `exec`.
 
 use clap::Args;
-use hyper::Method;
 use kleened_api::exec::{ExecConfig, ExecStart};
 use kleened_api::{ContainerName, IdReply, routes};
 
@@ -87,7 +86,11 @@ pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
     let Run { attach, create } = args;
     let (remove, format) = (create.rm, create.output.output);
     let config = create.config().map_err(Failure::not_started)?;
-    let created = container::post(&config, context).await.map_err(Failure::not_started)?;
+    let created = match remove {
+        true => container::post_for_once(&config, context).await,
+        false => container::post(&config, context).await,
+    };
+    let created = created.map_err(Failure::not_started)?;
     if !attach.quiet {
         container::check_jail_param(&config, context).await;
     }
@@ -99,8 +102,7 @@ pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
     let result = process(attach.exec_config(&created.id), &attach, context).await;
     if remove && matches!(result, Err(Failure::Reported { .. })) {
         // A container that was never started never ends either. One that runs is not removed.
-        let path = routes::with_name(routes::CONTAINER, &created.id);
-        let _ = context.client.change::<IdReply>(Method::DELETE, &path).await;
+        container::remove_unused(&created.id, context).await;
     }
     result.map(drop)
 }

@@ -103,7 +103,9 @@ fn a_stale_socket_is_replaced_and_taken_away_at_the_end() {
 fn sigterm_finishes_what_is_under_way() {
     let mut daemon = Daemon::with_image();
     let mut runs = ready(&daemon, "runs", "echo ready; exec sleep 1000");
-    let stubborn = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done";
+    // Without another process, which would end when it is asked to.
+    let stubborn = "mkfifo /tmp/f; exec 3<>/tmp/f; trap 'echo asked' TERM; echo ready; \
+        while :; do read line <&3; done";
     let mut stops = ready(&daemon, "stops", stubborn);
     let mut connection = Connection::new(&daemon.socket());
     let exact_status = [("Prefer", "exact-status"), ("Content-Length", "0")];
@@ -198,7 +200,9 @@ fn who_only_listens_is_told_at_once_that_the_daemon_stops() {
 #[test]
 fn a_change_that_takes_long_does_not_keep_the_daemon() {
     let mut daemon = Daemon::with_image();
-    let stubborn = "trap 'echo asked' TERM; echo ready; while :; do sleep 0.1; done";
+    // Without another process, which would end when it is asked to.
+    let stubborn = "mkfifo /tmp/f; exec 3<>/tmp/f; trap 'echo asked' TERM; echo ready; \
+        while :; do read line <&3; done";
     let mut socket = ready(&daemon, "stops", stubborn);
     let mut connection = Connection::new(&daemon.socket());
     let exact_status = [("Prefer", "exact-status"), ("Content-Length", "0")];

@@ -5,6 +5,26 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 
 use kleene_tests::harness::{Daemon, eventually};
+use rustix::process::{Pid, Signal, kill_process};
+
+#[test]
+fn a_container_for_once_goes_where_its_client_is_interrupted() {
+    let mut daemon = Daemon::with_image();
+    assert!(daemon.stop().success());
+    daemon.set_environment("KLEENED_FAULT", Some("rename:1:before:stop"));
+    daemon.boot();
+    let mut client = daemon.client();
+    client.args(["run", "--rm", "-m", "site:/usr/share/site", "base", "sleep", "1000"]);
+    let mut client = client.stderr(Stdio::piped()).spawn().unwrap();
+    daemon.wait_until_stopped();
+    kill_process(Pid::from_child(&client), Signal::INT).unwrap();
+    daemon.go_on();
+    let mut said = String::new();
+    client.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(client.wait().unwrap().code(), Some(130), "{said}");
+    assert!(said.contains("the container is removed again"), "{said}");
+    assert_eq!(daemon.run("container ls -aq").ok(), "");
+}
 
 #[test]
 fn output_and_exit_status_come_through() {
