@@ -1,7 +1,7 @@
 //! Start, stop, wait, and what happens when a container ends.
 
 use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -132,10 +132,20 @@ impl Engine {
         let connect = move || engine.platform.connect(&id).map_err(Error::platform("watch", &id));
         let connected = tokio::task::spawn_blocking(connect).await.unwrap_or(Err(Error::Failed))?;
         let Some(mut stream) = connected else { return Ok(()) };
-        greet(&mut stream, false).map_err(fail())?;
-        stream.set_nonblocking(true).map_err(fail())?;
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(fail())?;
-        watched.until_ended(stream).await.map_err(fail())
+        let heard = async {
+            greet(&mut stream, false)?;
+            stream.set_nonblocking(true)?;
+            watched.until_ended(tokio::net::UnixStream::from_std(stream)?).await
+        };
+        match heard.await {
+            // It ended before it had read the greeting.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) =>
+            {
+                Ok(())
+            }
+            heard => heard.map_err(fail()),
+        }
     }
 
     /// The catalogue says that this run has ended, nothing of its mounts is left, and if the container

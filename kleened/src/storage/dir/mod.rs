@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 use kleened_api::VolumeName;
 use kleened_sys::fs::{open_directory, space, sync_file_system};
-use rustix::fs::{Dir as Listing, Gid, Mode, RawMode, Uid};
+use rustix::fs::{AtFlags, Dir as Listing, Gid, Mode, RawMode, Uid};
 use rustix::io::Errno;
 
 use super::fault::point;
@@ -203,7 +203,10 @@ impl Driver for Dir {
     }
 
     fn mount(&self, path: &DatasetPath) -> Result<()> {
-        self.store.home(path).map(drop)
+        let home = self.store.home(path)?;
+        let data = rustix::fs::statat(&home.fd, DATA, AtFlags::SYMLINK_NOFOLLOW);
+        let failed = |errno: Errno| Error::io("find the content of", path, errno);
+        self.store.settle(path, &home.id, data.map(drop).map_err(failed))
     }
 
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
