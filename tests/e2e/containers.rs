@@ -265,10 +265,12 @@ fn logs_are_kept_and_followed() {
     assert_eq!(daemon.run("logs --tail 2 c").stdout, "end");
     assert!(daemon.run("logs --timestamps c").stdout.starts_with("20"));
 
-    daemon.klee(["run", "-d", "--name", "f", "base", "sh", "-c", "echo 1; sleep 0.3; echo 2"]).ok();
-    assert_eq!(daemon.run("logs -f f").stdout, "1\n2\n");
-    daemon.run("container rm f").ok();
-    daemon.run("logs f").fails(3);
+    daemon
+        .klee(["run", "-d", "--name", "follow", "base", "sh", "-c", "echo 1; sleep 0.3; echo 2"])
+        .ok();
+    assert_eq!(daemon.run("logs -f follow").stdout, "1\n2\n");
+    daemon.run("container rm follow").ok();
+    daemon.run("logs follow").fails(3);
 }
 
 #[test]
