@@ -223,6 +223,15 @@ impl Worker for Client {
         }
     }
 
+    /// A volume that was there is filled before it has its container, and stays filled without it.
+    fn halfway(&self, before: &State, operation: &str) -> Option<State> {
+        let mut state = before.clone();
+        self.apply(&mut state, operation);
+        let there = state.volumes.keys().all(|name| before.volumes.contains_key(name));
+        state.containers.clone_from(&before.containers);
+        (operation.starts_with("container create") && there).then_some(state)
+    }
+
     fn apply(&self, state: &mut State, operation: &str) {
         match operation.split(' ').collect::<Vec<_>>()[..] {
             ["volume", "create", name, _, label] => {

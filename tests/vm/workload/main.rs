@@ -35,6 +35,11 @@ trait Worker: Sync {
     /// What the operation makes of the state.
     fn apply(&self, state: &mut Self::State, operation: &str);
 
+    /// What is there between the two steps of an operation that has two, each of them whole.
+    fn halfway(&self, _before: &Self::State, _operation: &str) -> Option<Self::State> {
+        None
+    }
+
     /// Carries it out; afterwards it is not lost.
     fn carry_out(&self, operation: &str);
 
@@ -46,20 +51,21 @@ trait Worker: Sync {
         state
     }
 
-    /// What is there is what was acknowledged, with or without the operation that was under way.
+    /// What is there is what was acknowledged, with, without or halfway through the operation that was under way.
     fn check(&self, past: &Past) {
         let mut before = Self::State::default();
         for operation in &past.done {
             self.apply(&mut before, operation);
         }
-        let mut after = before.clone();
+        let (mut halfway, mut after) = (None, before.clone());
         if let Some(operation) = &past.under_way {
+            halfway = self.halfway(&before, operation).map(|state| self.visible(state));
             self.apply(&mut after, operation);
         }
         let (before, after) = (self.visible(before), self.visible(after));
         let found = self.look();
         assert!(
-            found == before || found == after,
+            found == before || found == after || halfway.is_some_and(|halfway| found == halfway),
             "during {:?}\nfound  {found:?}\nbefore {before:?}\nafter  {after:?}",
             past.under_way
         );
