@@ -99,7 +99,7 @@ fn names(plan: &Plan) -> Result<(String, String)> {
             dataset.escape_default()
         ));
     }
-    let of_root = dataset.split('/').next().unwrap_or(&dataset).to_owned();
+    let of_root = root::pool_of(&dataset).to_owned();
     match &plan.pool {
         Some(pool) if *pool != of_root => {
             refuse(format!("the root {dataset} is not in the pool {}", pool.escape_default()))

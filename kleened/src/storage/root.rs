@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+pub use kleened_sys::zfs::pool_of;
 use kleened_sys::zfs::{self, Kind, MountFlags, Zfs};
 
 use super::{Error, Result};
@@ -66,7 +67,7 @@ pub fn make(dataset: &str) -> Result<PathBuf> {
 /// There is a dataset with properties that suit a root, and all that it is in.
 fn create(zfs: &'static Zfs, dataset: &str) -> Result<()> {
     let failed = |error: zfs::Error| fail("make", dataset, error);
-    let pool = dataset.split('/').next().unwrap_or(dataset);
+    let pool = pool_of(dataset);
     if !zfs.pool_exists(pool).map_err(failed)? {
         return Err(Error::Invalid(format!(
             "there is no pool {pool}: import it with 'zpool import {pool}', make one with 'zpool create', or \
@@ -154,7 +155,7 @@ fn mounted(zfs: &'static Zfs, dataset: &str) -> Result<PathBuf> {
     }
     let found = zfs.properties(dataset, &["type", "mountpoint"]).map_err(|error| {
         if error.kind() == Kind::NotFound {
-            let pool = dataset.split('/').next().unwrap_or(dataset);
+            let pool = pool_of(dataset);
             return Error::Invalid(format!(
                 "there is no dataset {dataset}: make it with 'kleened init --root {dataset}', or import \
                  its pool with 'zpool import {pool}'"

@@ -31,11 +31,10 @@ fn refuse(dataset: &str, reason: impl std::fmt::Display) -> Error {
 impl Zfs {
     /// Makes sure that a dataset of that name can be taken over. False where there is none.
     fn is_adoptable(&self, dataset: &str, name: &str) -> Result<bool> {
-        let pool = |name: &str| name.split('/').next().map(str::to_owned);
         if dataset.contains(['@', '#', '%']) {
             return Err(refuse(dataset, "it is not the name of a dataset"));
         }
-        if pool(dataset) != pool(&self.root) {
+        if sys::pool_of(dataset) != sys::pool_of(&self.root) {
             return Err(refuse(
                 dataset,
                 format_args!("it is in another pool than {}: send it there", self.root),
@@ -113,9 +112,7 @@ impl Zfs {
     fn set_adopted(&self, name: &str, from: &str, record: &str) -> Result<()> {
         let failed = |error| failed("write the record of", name, error);
         let mut properties = sys::NvList::new().map_err(failed)?;
-        for (name, value) in super::record::split(record) {
-            properties.put_text(&name, &value).map_err(failed)?;
-        }
+        super::record::put(&mut properties, record).map_err(failed)?;
         properties.put_text(ADOPTED, from).map_err(failed)?;
         self.zfs.set(name, &properties).map_err(failed)
     }

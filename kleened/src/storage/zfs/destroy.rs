@@ -1,10 +1,9 @@
 //! Removing a dataset with its snapshots, and trying again while something still lets go of it.
 
-use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use kleened_sys::zfs::{Error as SysError, Kind, Limits, NvList};
+use kleened_sys::zfs::{Error as SysError, Kind, Limits, NvList, pool_of};
 use rustix::io::Errno;
 
 use super::super::{DatasetPath, Error, Result};
@@ -73,7 +72,6 @@ impl Zfs {
     }
 
     fn run_program(&self, name: &str) -> std::result::Result<Answer, SysError> {
-        let pool = Path::new(name).iter().next().and_then(|pool| pool.to_str()).unwrap_or(name);
         let mut arguments = NvList::new()?;
         arguments.put_text("fs", name)?;
         for (name, errno) in
@@ -81,8 +79,13 @@ impl Zfs {
         {
             arguments.put_integer(name, errno.raw_os_error().into())?;
         }
-        let result =
-            self.zfs.channel_program(pool, PROGRAM, &arguments, Limits::default(), true)?;
+        let result = self.zfs.channel_program(
+            pool_of(name),
+            PROGRAM,
+            &arguments,
+            Limits::default(),
+            true,
+        )?;
         let answer = result.list("return");
         let errno = answer.and_then(|answer| answer.number("errno")).unwrap_or_default();
         let object = answer.and_then(|answer| answer.text("object")).unwrap_or(name);

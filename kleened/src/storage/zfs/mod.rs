@@ -228,7 +228,7 @@ impl Zfs {
             }
         }
         let invalid = |error: sys::Error| Error::Invalid(error.to_string());
-        let pool = self.root.split('/').next().unwrap_or(&self.root);
+        let pool = sys::pool_of(&self.root);
         let given = spec.properties.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let mut list = match spec.properties.is_empty() {
             true => NvList::new(),
@@ -241,9 +241,7 @@ impl Zfs {
                 list.put_number(name, bytes).map_err(invalid)?;
             }
         }
-        for (name, value) in record::split(&spec.record) {
-            list.put_text(&name, &value).map_err(invalid)?;
-        }
+        record::put(&mut list, &spec.record).map_err(invalid)?;
         Ok(list)
     }
 

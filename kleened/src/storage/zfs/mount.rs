@@ -209,9 +209,7 @@ impl Zfs {
         let name = self.name(path)?;
         let failed = |error| self.failed("write the record of", path, error);
         let mut properties = NvList::new().map_err(failed)?;
-        for (name, value) in super::record::split(record) {
-            properties.put_text(&name, &value).map_err(failed)?;
-        }
+        super::record::put(&mut properties, record).map_err(failed)?;
         self.zfs.set(&name, &properties).map_err(failed)
     }
 }

@@ -11,6 +11,7 @@
 use std::str::FromStr;
 
 use kleened_api::volume::{Mode, Owner};
+use kleened_sys::zfs::{Error as SysError, NvList};
 
 /// The record's property.
 pub(super) const RECORD: &str = "org.kleene:record";
@@ -39,6 +40,15 @@ pub(super) fn split(record: &str) -> Vec<(String, String)> {
         _ => (format!("{RECORD}.{}", index + 1), (*part).to_owned()),
     });
     numbered.collect()
+}
+
+/// The list sets the record.
+///
+/// # Errors
+///
+/// What the list says.
+pub(super) fn put(list: &mut NvList, record: &str) -> Result<(), SysError> {
+    split(record).into_iter().try_for_each(|(name, value)| list.put_text(&name, &value))
 }
 
 /// Whether the record may go on in other properties.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use kleened_sys::fs::{Node, list_xattrs};
-use kleened_sys::zfs::{ChangeKind, Error as SysError, Kind, NvList, Receive, SendFlags};
+use kleened_sys::zfs::{ChangeKind, Error as SysError, Kind, NvList, Receive, SendFlags, pool_of};
 
 use super::super::fault::point;
 use super::super::{Area, DatasetPath, DatasetSpec, Driver, Error, Result, SnapshotPath, Streams};
@@ -204,8 +204,7 @@ impl Zfs {
         }
         let base = format!("{name}@{}", newest.name);
         let compare = |error| failed("compare", path, error);
-        let pool = name.split('/').next().unwrap_or(&name);
-        self.zfs.sync(pool).map_err(compare)?;
+        self.zfs.sync(pool_of(&name)).map_err(compare)?;
         let written = self.zfs.properties(&name, &["written"]).map_err(compare)?;
         if written.number("written") == Some(0) {
             return Ok((base, None));

@@ -33,6 +33,12 @@ pub use nvlist::NvList;
 pub use property::{Described, Properties, Property, PropertyValue, Snapshot, Source};
 pub use stream::{Receive, Received, ResumePoint, SendFlags};
 
+/// The pool that a dataset of that name is in.
+#[must_use]
+pub fn pool_of(dataset: &str) -> &str {
+    dataset.split_once('/').map_or(dataset, |(pool, _)| pool)
+}
+
 /// ZFS, ready for use.
 #[derive(Debug)]
 pub struct Zfs {
