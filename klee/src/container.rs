@@ -36,7 +36,7 @@ pub(crate) enum ContainerCommand {
     ///
     /// Signals go to the process. After three of SIGINT or SIGTERM klee leaves it.
     Run(Run),
-    /// Start containers.
+    /// Start containers. One that runs is refused, and goes on.
     ///
     /// Input, output, signals and the exit status are as with klee-container-run(1); with --detach the
     /// container goes to standard output as it was named.

@@ -17,7 +17,7 @@ pub(crate) struct AttachOptions {
     /// Don't wait for the process, and don't show its output.
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Send standard input to the process.
+    /// Send standard input to the process. One that is detached reads an empty input.
     #[arg(short, long)]
     pub(crate) interactive: bool,
     /// Give the process a terminal.
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: Run, context: &Context) -> Result<(), Failure> {
     } else {
         attach.note(&created.id);
     }
-    let result = process(attach.exec_config(&created.id), &attach, context).await;
+    let result = process(attach.exec_config(&created.id), &attach, true, context).await;
     if remove && matches!(result, Err(Failure::Reported { .. })) {
         // A container that was never started never ends either. One that runs is not removed.
         container::remove_unused(&created.id, context).await;
@@ -112,7 +112,7 @@ pub(crate) async fn start(args: Start, context: &Context) -> Result<(), Failure>
         return Err(Failure::usage("only one container can be started unless --detach is given"));
     }
     each(&args.containers, args.output.output, async |container| {
-        process(args.attach.exec_config(container.as_str()), &args.attach, context).await?;
+        process(args.attach.exec_config(container.as_str()), &args.attach, true, context).await?;
         if args.attach.detach { print::lines([container.as_str()]) } else { Ok(()) }
     })
     .await
@@ -121,7 +121,7 @@ pub(crate) async fn start(args: Start, context: &Context) -> Result<(), Failure>
 /// Starts a container whose output nobody waits for.
 pub(crate) async fn start_detached(container: &str, context: &Context) -> Result<(), Failure> {
     let attach = AttachOptions { detach: true, interactive: false, tty: false, quiet: false };
-    process(attach.exec_config(container), &attach, context).await.map(drop)
+    process(attach.exec_config(container), &attach, true, context).await.map(drop)
 }
 
 /// The instance's id goes to standard output only when detached.
@@ -133,7 +133,7 @@ pub(crate) async fn exec(args: Exec, context: &Context) -> Result<(), Failure> {
         workdir: args.process.workdir,
         ..args.attach.exec_config(args.container.as_str())
     };
-    let instance = process(config, &args.attach, context).await?;
+    let instance = process(config, &args.attach, false, context).await?;
     if args.attach.detach {
         print::reply(&instance, &instance.id, args.output.output)?;
     }
@@ -141,17 +141,22 @@ pub(crate) async fn exec(args: Exec, context: &Context) -> Result<(), Failure> {
 }
 
 /// Starts a process and, unless detached, stays with it until it ends. A stopped container is
-/// started with it.
+/// started with it; where the process is to be the `first`, one that runs is not touched.
 async fn process(
     config: ExecConfig,
     attach: &AttachOptions,
+    first: bool,
     context: &Context,
 ) -> Result<IdReply, Failure> {
     let instance: IdReply =
         context.client.post(routes::EXEC_CREATE, &config).await.map_err(Failure::not_started)?;
     attach.note(&format!("created execution instance {}", instance.id));
-    let start =
-        ExecStart { exec_id: instance.id.clone(), attach: !attach.detach, start_container: true };
+    let start = ExecStart {
+        exec_id: instance.id.clone(),
+        attach: !attach.detach,
+        start_container: true,
+        first,
+    };
     if attach.detach {
         attach::start(&context.client, &start).await?;
     } else {

@@ -46,6 +46,17 @@ fn output_and_exit_status_come_through() {
 }
 
 #[test]
+fn what_runs_is_not_started_again() {
+    let daemon = Daemon::with_image();
+    daemon.klee(["run", "-d", "--name", "c", "base", "sleep", "1000"]).ok();
+    let sleeping = || daemon.klee(["exec", "c", "sh", "-c", "ps | grep -c '[s]leep 1'"]).ok();
+    let before = sleeping();
+    assert!(daemon.run("start -d c").fails(125).contains("container c is running already"));
+    daemon.run("start c").fails(125);
+    assert_eq!(sleeping(), before);
+}
+
+#[test]
 fn a_signal_is_an_exit_status() {
     let daemon = Daemon::with_image();
     daemon.klee(["run", "base", "sh", "-c", "kill -9 $$"]).fails(137);

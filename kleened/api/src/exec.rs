@@ -45,6 +45,13 @@ pub struct ExecStart {
     /// Whether a stopped container is started with this process as its first.
     #[serde(deserialize_with = "lenient::boolean")]
     pub start_container: bool,
+    /// Whether this process must be its container's first: refused where the container runs already.
+    #[serde(
+        default,
+        skip_serializing_if = "std::ops::Not::not",
+        deserialize_with = "lenient::boolean"
+    )]
+    pub first: bool,
 }
 
 /// How to stop an execution instance.

@@ -93,8 +93,9 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::State`] where it was started before, or where the container does
-    /// not run and is not to be started; as starting a container.
+    /// [`Error::NotFound`]; [`Error::State`] where it was started before, where the container does
+    /// not run and is not to be started, and where it runs and this is to be its first process; as
+    /// starting a container.
     pub async fn start_exec(self: &Arc<Self>, start: &ExecStart) -> Result<Option<Attached>> {
         let missing = || Error::NotFound { kind: Kind::Exec, name: start.exec_id.clone() };
         let exec: Id = start.exec_id.parse().map_err(|_| missing())?;
@@ -106,9 +107,14 @@ impl Engine {
         let first = {
             let catalogue = self.catalogue();
             let entry = catalogue.entry(&container)?;
-            if !entry.is_running() && !start.start_container {
+            let refused = match entry.is_running() {
+                false if !start.start_container => Some("is not running"),
+                true if start.first => Some("is running already"),
+                _ => None,
+            };
+            if let Some(state) = refused {
                 let name = entry.record.name.clone();
-                return Err(Error::State { kind: Kind::Container, name, state: "is not running" });
+                return Err(Error::State { kind: Kind::Container, name, state });
             }
             !entry.is_running()
         };
