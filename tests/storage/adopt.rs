@@ -58,6 +58,49 @@ fn adopted() {
     f.nothing_is_left_over();
 }
 
+/// What is encrypted is taken over with its key, and says so where that is not loaded.
+#[test]
+fn encrypted() {
+    let Some(mut f) = fixture() else { return };
+    let (other, path) = (Place::of("zfs", in_memory()).unwrap(), volume("v"));
+    let (top, below) =
+        (format!("{}/top", other.dataset()), format!("{}/top/below", other.dataset()));
+    let key = other.folder().join("key");
+    fs::write(&key, [7; 32]).unwrap();
+    let location = format!("keylocation=file://{}", key.display());
+    zfs(&["create", "-o", "encryption=on", "-o", "keyformat=raw", "-o", &location, &top]);
+    zfs(&["create", &below]);
+    let adopt = |f: &Fixture, name: &str| f.driver.adopt().unwrap().adopt(name, &path, "mine");
+    let refused = |f: &Fixture, name: &str, why: &str| match adopt(f, name) {
+        Err(Error::Invalid(text)) => assert!(text.contains(why), "{text}"),
+        other => panic!("{other:?}"),
+    };
+    refused(&f, &below, "zfs change-key");
+    assert_eq!(zfs(&["get", "-Ho", "value", "mounted", &below]), "yes\n");
+    zfs(&["destroy", &below]);
+    zfs(&["unmount", &top]);
+    zfs(&["unload-key", &top]);
+    refused(&f, &top, "zfs load-key");
+    zfs(&["load-key", &top]);
+    zfs(&["mount", &top]);
+    fs::write(other.root().join("top/file"), "secret").unwrap();
+    adopt(&f, &top).unwrap();
+    assert_eq!(f.read(&path), "secret");
+    // As after the host's start.
+    let name = format!("{}/volumes/v", f.place().dataset());
+    zfs(&["unmount", &name]);
+    zfs(&["unload-key", &name]);
+    f.open_again();
+    assert_eq!(record(&f, &path).as_deref(), Some("mine"));
+    let error = f.driver.mount(&path).unwrap_err();
+    let Error::Io { source, .. } = &error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("zfs load-key"), "{source}");
+    zfs(&["load-key", &name]);
+    f.driver.mount(&path).unwrap();
+    assert_eq!(f.read(&path), "secret");
+    f.nothing_is_left_over();
+}
+
 /// What can't be taken over is left as it is, mounts included.
 #[test]
 fn not_adopted() {

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+use kleene_tests::harness::eventually;
 use kleened::storage::{Area, DatasetSpec, Driver, Error, zfs as driver};
 
 use crate::fixture::{Fixture, in_memory, volume};
@@ -157,4 +158,91 @@ fn a_pool_that_moves_and_one_that_is_read_only() {
     let opened = driver::open(&root).unwrap();
     assert_eq!(content(&*opened), "content");
     assert_eq!(opened.names(Area::Volumes).unwrap(), std::slice::from_ref(&path));
+}
+
+/// A pool that lost its device is suspended. Nothing waits for it that need not, every call says what is the
+/// matter, and when the device is back all goes on.
+#[test]
+fn a_pool_that_is_suspended() {
+    if pool().is_none() {
+        return;
+    }
+    // The device is a file that is larger than what it lies on.
+    let dir = in_memory();
+    let disk = dir.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mounted = Mounted::at(&disk, "size=80M");
+    let file = disk.join("file");
+    fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
+    let pool = OnFile { name: format!("ks{}", std::process::id()), folder: dir.path() };
+    let root = dir.path().join("root");
+    let mountpoint = format!("mountpoint={}", root.display());
+    pool.zpool(&["create", "-O", &mountpoint, &pool.name, file.to_str().unwrap()]);
+    let opened = driver::open(&root).unwrap();
+    let path = volume("v");
+    opened.create(&path, &spec("record")).unwrap();
+    opened.snapshot(&[path.snapshot("s")]).unwrap();
+    let mut stream = Vec::new();
+    opened.streams().unwrap().export(&path.snapshot("s"), None, &mut stream).unwrap();
+    // Nothing here waits until it is on the disk.
+    let large = opened.mountpoint(&path).join("large");
+    let mut random = vec![0; 96 << 20];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom").unwrap(), &mut random).unwrap();
+    let writer = std::thread::spawn(move || fs::write(large, random));
+    eventually("the pool is suspended", || {
+        fs::read_to_string(format!("/proc/spl/kstat/zfs/{}/state", pool.name))
+            .is_ok_and(|state| state.trim() == "SUSPENDED")
+    });
+    let new = volume("new");
+    let results = [
+        opened.get(&path).map(drop),
+        opened.usage(&path).map(drop),
+        opened.create(&new, &spec("")),
+        opened.set(&path, "other"),
+        opened.rename(&path, &new),
+        opened.destroy(&path).map(drop),
+        opened.snapshot(&[path.snapshot("t")]),
+        opened.destroy_snapshot(&path.snapshot("s")).map(drop),
+        opened.rollback(&path.snapshot("s")),
+        opened.clone_from(&path.snapshot("s"), &new, &spec("")),
+        opened.streams().unwrap().import(&new, &spec(""), &mut &*stream),
+    ];
+    mounted.resize("size=1G");
+    pool.zpool(&["clear", &pool.name]);
+    for (index, result) in results.into_iter().enumerate() {
+        let Err(Error::Io { source, .. }) = &result else { panic!("{index}: {result:?}") };
+        assert!(source.to_string().contains("zpool clear"), "{index}: {source}");
+    }
+    writer.join().unwrap().unwrap();
+    assert_eq!(opened.get(&path).unwrap().unwrap().record.as_deref(), Some("record"));
+    assert_eq!(fs::metadata(opened.mountpoint(&path).join("large")).unwrap().len(), 96 << 20);
+    opened.create(&new, &spec("new")).unwrap();
+    assert_eq!(opened.names(Area::Volumes).unwrap(), [new, path]);
+    drop(opened);
+    drop(pool);
+    drop(mounted);
+}
+
+/// A file system in memory.
+struct Mounted<'p>(&'p Path);
+
+impl<'p> Mounted<'p> {
+    fn at(path: &'p Path, options: &str) -> Self {
+        let status =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(path).status();
+        assert!(status.unwrap().success());
+        Self(path)
+    }
+
+    fn resize(&self, options: &str) {
+        let options = format!("remount,{options}");
+        let status = Command::new("mount").args(["-o", &options]).arg(self.0).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
 }

@@ -61,8 +61,6 @@ impl Zfs {
         };
         /// `dmu_objset_type_t`.
         const FILE_SYSTEM: u64 = 2;
-        /// `zfs_keystatus_t`.
-        const UNAVAILABLE: u64 = 1;
         let is = |name: &str, value| found.number(name) == Some(value);
         if !is("type", FILE_SYSTEM) {
             return Err(refuse(dataset, "it is not a file system"));
@@ -70,7 +68,7 @@ impl Zfs {
         if is("zoned", 1) || is("jailed", 1) {
             return Err(refuse(dataset, "it belongs to a jail: set jailed=off (zoned=off) first"));
         }
-        if is("keystatus", UNAVAILABLE) {
+        if mount::lacks_key(&found) {
             return Err(refuse(dataset, "its key is not loaded: zfs load-key first"));
         }
         if found.text("receive_resume_token").is_some() {

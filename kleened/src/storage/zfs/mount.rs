@@ -59,6 +59,13 @@ pub(super) fn mount(dataset: &str, target: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether it is encrypted, and its key not loaded.
+pub(super) fn lacks_key(found: &sys::Properties) -> bool {
+    /// `zfs_keystatus_t`.
+    const UNAVAILABLE: u64 = 1;
+    found.number("keystatus") == Some(UNAVAILABLE)
+}
+
 impl Zfs {
     fn area_directory(&self, area: Area) -> PathBuf {
         self.mountpoint.join(area.as_str())
@@ -169,7 +176,18 @@ impl Zfs {
             None => {}
         }
         point();
-        mount(name, target).map_err(failed)
+        mount(name, target).map_err(|error| match self.lacks_key(name, &error) {
+            true => {
+                failed(io::Error::new(error.kind(), "its key is not loaded: zfs load-key first"))
+            }
+            false => failed(error),
+        })
+    }
+
+    /// Whether that came of a key that is not loaded.
+    fn lacks_key(&self, name: &str, error: &io::Error) -> bool {
+        error.kind() == io::ErrorKind::PermissionDenied
+            && self.zfs.properties(name, &["keystatus"]).is_ok_and(|found| lacks_key(&found))
     }
 
     /// The dataset is mounted again, after a change that did not come about.
