@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::host;
 use crate::image;
 use crate::pool::Root;
 
@@ -23,13 +24,16 @@ pub fn patience() -> Duration {
     Duration::from_secs(60) * factor.unwrap_or(1)
 }
 
-/// A binary of this workspace, built before.
+/// A binary of this workspace, built before: in the folder that `KLEENE_BIN` names, or in one that the test is in.
 ///
 /// # Panics
 ///
 /// When it was not built.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os("KLEENE_BIN") {
+        return Path::new(&folder).join(name);
+    }
     let test = std::env::current_exe().expect("a test knows where it is");
     let found = test.ancestors().map(|folder| folder.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| panic!("{name} is not built: run 'cargo build --workspace' first"))
@@ -122,8 +126,7 @@ impl Daemon {
         if daemon.room.is_some() {
             return None;
         }
-        let home = daemon.home().display();
-        daemon.prelude = format!("cd {home}; mkdir -p root; mount -t tmpfs -o size=4g none root");
+        daemon.prelude = daemon.mount_memory(4096);
         daemon.boot();
         Some(daemon)
     }
@@ -134,25 +137,49 @@ impl Daemon {
         let mut daemon = Self::prepare("", &[]);
         match &daemon.room {
             Some(room) => room.limit(mib),
-            None => {
+            None if cfg!(target_os = "linux") => {
                 daemon.prelude = format!(
                     "cd {}; mkdir -p root; test -e disk || {{ truncate -s {mib}M disk; mke2fs -qF disk; }}; \
                      mount -o loop disk root",
                     daemon.home().display()
                 );
             }
+            None => daemon.prelude = daemon.mount_memory(mib),
         }
         daemon.boot();
         daemon
     }
 
+    /// On a pool it can't store more than that beside what it has. Nothing, where there is none.
+    pub fn leave(&self, mib: u64) {
+        if let Some(room) = &self.room {
+            room.limit(room.used() + mib);
+        }
+    }
+
     fn prepare(settings: &str, environment: &[(&str, &str)]) -> Self {
-        let home = tempfile::Builder::new().prefix("kl").tempdir().expect("a folder of its own");
+        // As the kernel's tables have it.
+        let folder = fs::canonicalize(std::env::temp_dir()).expect("a folder for temporary files");
+        let home = tempfile::Builder::new().prefix("kl").tempdir_in(folder);
+        let home = home.expect("a folder of its own");
         let environment =
             environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
         let (settings, prelude) = (settings.to_owned(), String::new());
         let room = Root::at(&home.path().join("root"));
         Self { room, home: Some(home), child: None, settings, prelude, environment }
+    }
+
+    /// A script after which the root is in memory. Where all see what is mounted, it is still there when the
+    /// daemon starts again.
+    fn mount_memory(&self, mib: u64) -> String {
+        let home = self.home().display();
+        let mounted = match cfg!(target_os = "linux") {
+            true => "false".to_owned(),
+            false => format!("mount -p | grep -q \"{home}/root[[:blank:]]\""),
+        };
+        format!(
+            "cd {home}; mkdir -p root; {mounted} || mount -t tmpfs -o size={mib}m tmpfs {home}/root"
+        )
     }
 
     /// Its folder.
@@ -247,7 +274,7 @@ impl Daemon {
         fs::write(&config, text).expect("write the configuration");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.home().join("log"));
         let mut command = Command::new("env");
-        if self.room.is_none() {
+        if self.room.is_none() && cfg!(target_os = "linux") {
             // What is mounted here is gone with the last process, and seen nowhere else. Datasets
             // are mounted for all to see.
             command.args(["unshare", "--mount", "--propagation", "private", "--"]);
@@ -299,6 +326,7 @@ impl Daemon {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
         eventually("the supervisors' end", || supervisors(self.home()).is_empty());
+        host::clear(self.home());
     }
 
     /// Waits until it has stopped itself, as a plan in `KLEENED_FAULT` told it to.
@@ -311,12 +339,7 @@ impl Daemon {
     }
 
     fn is_stopped(&self) -> bool {
-        let is_stopped = |task: io::Result<fs::DirEntry>| {
-            let stat = fs::read_to_string(task.expect("list threads").path().join("stat"));
-            // A thread may have ended meanwhile. The state is what follows the name.
-            stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|it| it.starts_with('T')))
-        };
-        fs::read_dir(format!("/proc/{}/task", self.pid())).expect("list threads").all(is_stopped)
+        host::is_stopped(self.pid())
     }
 
     /// Lets it go on where it has stopped itself.
@@ -463,9 +486,8 @@ impl Daemon {
         if self.room.is_some() {
             return self.volume(name);
         }
-        let inside = PathBuf::from(format!("/proc/{}/root", self.pid().as_raw_nonzero()));
         // A link in the daemon's namespace leads to a place in it.
-        let link = inside.join(self.volume(name).strip_prefix("/").unwrap_or(Path::new("")));
+        let link = host::seen_by(self.pid(), &self.volume(name));
         let target = fs::read_link(&link).unwrap_or_default();
         link.parent().unwrap_or(Path::new("/")).join(target)
     }
@@ -514,6 +536,8 @@ impl Drop for Daemon {
             // Its container dies with it.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
+        // Or what is mounted there would be removed with the folder.
+        host::clear(self.home());
         if thread::panicking() {
             eprintln!("--- kleened said ---\n{}", self.log());
         }
@@ -522,14 +546,7 @@ impl Drop for Daemon {
 
 /// The supervisors that watch over something below a directory.
 fn supervisors(home: &Path) -> Vec<rustix::process::Pid> {
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let watches = |id: &i32| {
-        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        let line = String::from_utf8_lossy(&line).into_owned();
-        line.contains("supervise") && line.contains(&*home.to_string_lossy())
-    };
-    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    ids.filter(watches).filter_map(rustix::process::Pid::from_raw).collect()
+    host::processes(&["supervise", &home.to_string_lossy()])
 }
 
 /// Asks again and again until it is true.

@@ -1,7 +1,19 @@
-//! Images to test with: real root file systems, made from Debian's static busybox.
+//! Images to test with: real root file systems, made from Debian's static busybox, or from FreeBSD's own base system.
 
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// The programs of the static busybox that are there.
+#[cfg(target_os = "linux")]
+const APPLETS: &str = "ash awk cat chmod chown cp cut date dd df echo env false find grep head hostname id ifconfig \
+    kill ln ls md5sum mkdir mknod mount mv nc printenv ps pwd readlink rm rmdir sed seq setsid \
+    sh sha256sum sleep sort stat stty sync tail tar tee test touch true tty umount uname unshare \
+    wc which whoami xargs yes";
+
+/// The users.
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
+    www:x:80:80:web:/usr/share/site:/bin/sh\n\
+    nobody:x:65534:65534::/:/bin/sh\n";
 
 /// An archive under construction.
 pub struct Archive(tar::Builder<Vec<u8>>);
@@ -23,12 +35,9 @@ impl Archive {
     ///
     /// # Panics
     ///
-    /// When Debian's package busybox-static is not installed.
+    /// On Linux, when Debian's package busybox-static is not installed.
     #[must_use]
     pub fn busybox() -> Self {
-        let path =
-            ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        let busybox = std::fs::read(path.expect("install busybox-static")).expect("read busybox");
         let mut archive = Self::empty();
         for (folder, mode) in [
             ("bin", 0o755),
@@ -45,75 +54,7 @@ impl Archive {
         ] {
             archive.folder(folder, mode);
         }
-        archive.file("bin/busybox", &busybox, 0o755);
-        for applet in [
-            "ash",
-            "awk",
-            "cat",
-            "chmod",
-            "chown",
-            "cp",
-            "cut",
-            "date",
-            "dd",
-            "df",
-            "echo",
-            "env",
-            "false",
-            "find",
-            "grep",
-            "head",
-            "hostname",
-            "id",
-            "ifconfig",
-            "kill",
-            "ln",
-            "ls",
-            "md5sum",
-            "mkdir",
-            "mknod",
-            "mount",
-            "mv",
-            "nc",
-            "printenv",
-            "ps",
-            "pwd",
-            "readlink",
-            "rm",
-            "rmdir",
-            "sed",
-            "seq",
-            "setsid",
-            "sh",
-            "sha256sum",
-            "sleep",
-            "sort",
-            "stat",
-            "stty",
-            "sync",
-            "tail",
-            "tar",
-            "tee",
-            "test",
-            "touch",
-            "true",
-            "tty",
-            "umount",
-            "uname",
-            "unshare",
-            "wc",
-            "which",
-            "whoami",
-            "xargs",
-            "yes",
-        ] {
-            archive.link(&format!("bin/{applet}"), "busybox");
-        }
-        archive.file(
-            "etc/passwd",
-            b"root:x:0:0:root:/root:/bin/sh\nwww:x:80:80:web:/usr/share/site:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
-            0o644,
-        );
+        archive.programs();
         archive.file(
             "etc/group",
             b"root:x:0:\nwww:x:80:\nstaff:x:20:www\nnogroup:x:65534:\n",
@@ -127,6 +68,32 @@ impl Archive {
         archive.folder("usr/share/site/img", 0o755);
         archive.file("usr/share/site/img/logo.svg", b"<svg/>\n", 0o644);
         archive
+    }
+
+    #[cfg(target_os = "linux")]
+    fn programs(&mut self) {
+        let path =
+            ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+        let busybox = std::fs::read(path.expect("install busybox-static")).expect("read busybox");
+        self.file("bin/busybox", &busybox, 0o755);
+        for applet in APPLETS.split_whitespace() {
+            self.link(&format!("bin/{applet}"), "busybox");
+        }
+        self.file("etc/passwd", PASSWD.as_bytes(), 0o644);
+    }
+
+    #[cfg(target_os = "freebsd")]
+    fn programs(&mut self) {
+        for folder in ["lib", "libexec", "usr/lib"] {
+            self.folder(folder, 0o755);
+        }
+        for crate::base::Content { path, source } in crate::base::programs() {
+            let content = std::fs::read(&source).expect("read a program");
+            self.file(&path, &content, 0o755);
+        }
+        for (name, content) in crate::base::users(PASSWD) {
+            self.file(&format!("etc/{name}"), &content, 0o600);
+        }
     }
 
     /// Adds a directory.

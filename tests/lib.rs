@@ -7,13 +7,14 @@
     reason = "a test that cannot go on fails by a panic"
 )]
 
+#[cfg(target_os = "freebsd")]
+pub mod base;
 pub mod harness;
+pub mod host;
 pub mod image;
 pub mod manifest;
-#[cfg(target_os = "linux")]
 pub mod mounts;
 pub mod pool;
 pub mod programs;
 pub mod rootfs;
-#[cfg(target_os = "linux")]
 pub mod tree;

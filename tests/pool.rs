@@ -50,6 +50,20 @@ impl Root {
         names.map(str::to_owned).collect()
     }
 
+    /// How much it takes with all below, in MiB, when everything is on the disk.
+    ///
+    /// # Panics
+    ///
+    /// Where that can't be found out.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        let pool = self.0.split('/').next().unwrap_or_default();
+        let synced = Command::new("zpool").args(["sync", pool]).status();
+        assert!(synced.is_ok_and(|status| status.success()), "zpool sync {pool}");
+        let used = zfs(&["get", "-Hp", "-o", "value", "used", &self.0]);
+        used.trim().parse::<u64>().expect("a number") >> 20
+    }
+
     /// The dataset and all below it may take that much.
     pub fn limit(&self, mib: u64) {
         zfs(&["set", &format!("quota={mib}M"), &self.0]);

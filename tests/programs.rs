@@ -2,19 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::harness::binary;
+
 /// The daemon's program.
 ///
 /// # Panics
 ///
 /// Where it was not built.
+#[must_use]
 pub fn kleened() -> PathBuf {
-    program("kleened")
-}
-
-fn program(name: &str) -> PathBuf {
-    // target/debug/deps/TEST-HASH
-    let test = std::env::current_exe().unwrap_or_default();
-    let path = test.ancestors().nth(2).unwrap_or(&test).join(name);
-    assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins`", path.display());
-    path
+    binary("kleened")
 }

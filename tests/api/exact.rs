@@ -251,7 +251,7 @@ fn clients_that_hang_up_stop_nothing() {
     let names: Vec<_> = list.as_array().unwrap().iter().map(|line| line["name"].clone()).collect();
     for name in ["gone0", "gone1", "gone2"] {
         assert!(names.contains(&json!(name)), "{names:?}");
-        assert!(daemon.volume(name).join("busybox").exists());
+        assert!(daemon.volume(name).join("sh").exists());
     }
     assert!(daemon.volume("shared").join("index.html").exists());
     assert_eq!(daemon.litter(), [""; 0]);

@@ -91,30 +91,50 @@ fn user_environment_directory_and_host_name() {
     assert_eq!(run(&["-e", "A=1 2", "-e", "B=x=y"], "echo \"$A|$B\""), "1 2|x=y");
     assert_eq!(run(&["--workdir", "/var/empty"], "pwd"), "/var/empty");
     assert_eq!(run(&["--hostname", "box.example"], "hostname"), "box.example");
-    assert_eq!(
-        run(&["-l", "disabled"], "ls /proc/sys/net/ipv4/conf").split('\n').collect::<Vec<_>>(),
-        ["all", "default", "lo"]
-    );
+    if cfg!(target_os = "linux") {
+        let interfaces = run(&["-l", "disabled"], "ls /proc/sys/net/ipv4/conf");
+        assert_eq!(interfaces.lines().collect::<Vec<_>>(), ["all", "default", "lo"]);
+    }
 }
+
+/// What a process in a container may not do to the host.
+#[cfg(target_os = "linux")]
+const FORBIDDEN: &[&str] = &[
+    "mount -t tmpfs none /mnt",
+    "umount /proc",
+    "mknod /tmp/sda b 8 0",
+    "hostname stolen",
+    "echo x > /proc/sysrq-trigger",
+    "echo x > /proc/sys/kernel/core_pattern",
+    "cat /proc/1/root/bin/busybox > /dev/null && cat /proc/kcore",
+    "unshare -m true",
+    ": >> /proc/1/exe",
+];
+
+#[cfg(target_os = "freebsd")]
+const FORBIDDEN: &[&str] = &[
+    "mount -t tmpfs tmpfs /mnt",
+    "mount -t nullfs /bin /mnt",
+    "umount /dev",
+    "hostname stolen",
+    "sysctl kern.maxfiles=1000",
+    "sysctl kern.corefile=/stolen",
+    "ifconfig lo0 alias 127.0.0.77",
+    "head -c 1 /dev/mem",
+    "head -c 1 /dev/kmem",
+    "chflags schg /bin/sh",
+];
 
 #[test]
 fn it_is_a_container() {
     let daemon = Daemon::with_image();
     let run = |script: &str| daemon.klee(["run", "--rm", "base", "sh", "-c", script]);
-    assert_eq!(run("ls /").ok(), "bin\ndev\netc\nmnt\nproc\nroot\ntmp\nusr\nvar");
+    let libraries = if cfg!(target_os = "linux") { "" } else { "lib\nlibexec\n" };
+    let own = format!("bin\ndev\netc\n{libraries}mnt\nproc\nroot\ntmp\nusr\nvar");
+    assert_eq!(run("ls /").ok(), own);
     assert!(run("ps | wc -l").ok().trim().parse::<u32>().unwrap() < 8);
     assert_eq!(run("echo x > /dev/null && head -c 4 /dev/zero | wc -c").ok(), "4");
-    for forbidden in [
-        "mount -t tmpfs none /mnt",
-        "umount /proc",
-        "mknod /tmp/sda b 8 0",
-        "hostname stolen",
-        "echo x > /proc/sysrq-trigger",
-        "echo x > /proc/sys/kernel/core_pattern",
-        "cat /proc/1/root/bin/busybox > /dev/null && cat /proc/kcore",
-        "unshare -m true",
-        ": >> /proc/1/exe",
-    ] {
+    for forbidden in FORBIDDEN {
         assert_ne!(run(forbidden).code, 0, "{forbidden} was allowed");
     }
 }
@@ -375,12 +395,18 @@ fn a_terminal_is_one() {
     let daemon = Daemon::with_image();
     // script(1) gives klee a terminal of its own.
     let klee = kleene_tests::harness::binary("klee");
-    let command = format!(
-        "{} run -it base sh -c 'tty; stty size; read line; echo got:$line'",
-        klee.display()
-    );
-    let mut child = std::process::Command::new("script")
-        .args(["-qec", &command, "/dev/null"])
+    let script = "tty; stty size; read line; echo got:$line";
+    let mut command = std::process::Command::new("script");
+    if cfg!(target_os = "linux") {
+        let inner = format!("{} run -it base sh -c '{script}'", klee.display());
+        command.args(["-qec", &inner, "/dev/null"]);
+    } else {
+        command
+            .args(["-q", "/dev/null"])
+            .arg(klee)
+            .args(["run", "-it", "base", "sh", "-c", script]);
+    }
+    let mut child = command
         .env("KLEE_HOST", daemon.socket())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use kleene_tests::harness::Daemon;
+use kleene_tests::host::open_files;
 use kleene_tests::image::{busybox, listing};
 
 const CREATE: &str = "container create --name c -m site:/usr/share/site base";
@@ -39,9 +40,7 @@ fn waiting(daemon: &Daemon) -> Vec<PathBuf> {
 /// What the daemon has open below the directory.
 fn open_below(daemon: &Daemon, directory: &Path) -> Vec<PathBuf> {
     let directory = fs::canonicalize(directory).unwrap();
-    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
-    let open = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-    open.filter(|path| path.starts_with(&directory)).collect()
+    open_files(daemon.pid()).into_iter().filter(|path| path.starts_with(&directory)).collect()
 }
 
 #[test]

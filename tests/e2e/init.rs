@@ -96,7 +96,8 @@ fn a_pool_on_a_file_is_made_used_exported_and_found_again() {
     assert!(made.contains(&format!("{root} at /{root}")), "{made}");
     let written = fs::read_to_string(room.path("toml")).unwrap();
     assert!(written.ends_with(&format!("root = \"{root}\"\nstorage = \"zfs\"\n")), "{written}");
-    for (property, is) in [("compression", "on"), ("atime", "off"), ("acltype", "posix")] {
+    let acls = if cfg!(target_os = "linux") { "posix" } else { "nfsv4" };
+    for (property, is) in [("compression", "on"), ("atime", "off"), ("acltype", acls)] {
         assert_eq!(value(&root, property), is, "{property}");
     }
     assert_eq!(

@@ -1,6 +1,5 @@
 //! End to end: the real binaries over the real socket, with real mounts and processes.
 
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod adopt;

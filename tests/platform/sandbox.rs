@@ -36,7 +36,7 @@ impl Sandbox {
             mounts::skip("mount", "run the tests as root");
             return None;
         }
-        if !Path::new(rootfs::BUSYBOX).exists() {
+        if !rootfs::can() {
             mounts::skip("busybox", "install busybox-static");
             return None;
         }

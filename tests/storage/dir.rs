@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use kleene_tests::mounts::{Mounted, private};
+use kleene_tests::mounts::{Mounted, bind, private, unmount};
 use kleene_tests::tree::describe;
 use kleened::storage::{Area, DatasetSpec, Driver, Error, dir};
 
@@ -294,17 +294,15 @@ fn what_is_mounted_is_busy() {
         fs::create_dir(data.join("on")).unwrap();
         let elsewhere = f.beside("elsewhere");
         fs::write(elsewhere.join("precious"), "").unwrap();
-        let none = None::<&str>;
         // The dataset somewhere else, and something else on it.
         for (source, target) in [(&data, &elsewhere), (&elsewhere, &data.join("on"))] {
-            let flags = nix::mount::MsFlags::MS_BIND;
-            nix::mount::mount(Some(source), target, none, flags, none).unwrap();
+            bind(source, target);
             for error in [f.driver.destroy(&path).map(drop), f.driver.rollback(&path.snapshot("s"))]
             {
                 assert!(matches!(error, Err(Error::Busy(_))), "{error:?}");
             }
             assert_eq!(f.read(&path), path.to_string());
-            nix::mount::umount(target).unwrap();
+            unmount(target);
         }
         assert!(elsewhere.join("precious").exists());
         f.driver.rollback(&path.snapshot("s")).unwrap();

@@ -1,6 +1,5 @@
 //! What every storage driver does. Each case runs on every row of the table of drivers.
 
-#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod adopt;
@@ -9,6 +8,8 @@ mod crash;
 mod dir;
 mod fault;
 mod fixture;
+#[cfg(target_os = "linux")]
+mod namespace;
 mod place;
 mod pools;
 mod streams;

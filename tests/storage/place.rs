@@ -94,7 +94,9 @@ impl Place {
         if let Some(dataset) = &place.dataset {
             let mountpoint = format!("mountpoint={}", place.root().display());
             let mut args = vec!["create", "-p", "-o", &mountpoint, "-o", "atime=off"];
-            args.extend(["-o", "acltype=posix", "-o", "xattr=sa"]);
+            if cfg!(target_os = "linux") {
+                args.extend(["-o", "acltype=posix", "-o", "xattr=sa"]);
+            }
             args.extend(options);
             args.push(dataset);
             zfs(&args);

@@ -61,7 +61,6 @@ fn change(top: &Path) {
     file.set_modified(times).unwrap();
     // A new file where files inherit an ACL, which this one does not have.
     fs::write(top.join("acl/plain"), "").unwrap();
-    rustix::fs::removexattr(top.join("acl/plain"), "system.posix_acl_access").unwrap();
     // One of three names of a file becomes a file of its own; another file gets one more name.
     fs::remove_file(top.join("etc/one")).unwrap();
     fs::write(top.join("etc/one"), "alone").unwrap();
@@ -79,9 +78,13 @@ fn change(top: &Path) {
     // Only metadata.
     fs::set_permissions(top.join("closed"), fs::Permissions::from_mode(0o711)).unwrap();
     std::os::unix::fs::chown(top.join("null"), Some(1), None).unwrap();
-    rustix::fs::removexattr(top.join("empty"), "user.dir").unwrap();
-    let flags = rustix::fs::XattrFlags::empty();
-    rustix::fs::setxattr(top.join("etc"), "user.new", b"\n", flags).unwrap();
+    #[cfg(target_os = "linux")]
+    {
+        rustix::fs::removexattr(top.join("acl/plain"), "system.posix_acl_access").unwrap();
+        rustix::fs::removexattr(top.join("empty"), "user.dir").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(top.join("etc"), "user.new", b"\n", flags).unwrap();
+    }
     // Names that sort around a directory's.
     fs::write(top.join("etc-"), "").unwrap();
     fs::write(top.join("etc0"), "").unwrap();

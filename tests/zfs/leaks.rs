@@ -3,17 +3,11 @@
 
 use std::process::Command;
 
+use kleene_tests::host::used;
 use kleened_sys::zfs::{Limits, NvList, Receive, SendFlags};
 
 use crate::fixture::{Area, pool, texts};
 use crate::lists::{full, libnvpair};
-
-/// Memory of this process, in bytes, and its open descriptors.
-fn used() -> (usize, usize) {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    (pages * 4096, std::fs::read_dir("/proc/self/fd").unwrap().count())
-}
 
 /// Runs it in a process of its own: others' memory would be counted, too.
 fn alone(test: &str, turns: u32, turn: impl Fn()) {

@@ -3,10 +3,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
 
 use crate::daemon::settled;
-use crate::server::{Run, Server, run};
+use crate::server::{Run, Server, run, source};
 
 /// Several runs.
 pub(crate) struct Transcript {
@@ -57,7 +56,7 @@ impl Transcript {
 
     /// Compares with the expected transcript.
     pub(crate) fn compare(self) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(self.name);
+        let path = source().join("klee/tests/golden").join(self.name);
         if std::env::var_os("KLEE_GOLDEN").is_some_and(|wish| wish == "write") {
             fs::write(&path, &self.text).unwrap();
         }

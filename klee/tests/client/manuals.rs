@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::server::{klee, run};
+use crate::server::{klee, run, source};
 
 /// The pages in a folder, by name.
 fn pages(folder: &Path) -> BTreeMap<String, String> {
@@ -22,8 +22,7 @@ fn the_pages_are_those_that_klee_writes() {
     let folder = tempfile::tempdir().unwrap();
     let done = run(klee(&["generate", "man"]).arg(folder.path()), b"");
     assert_eq!((done.status, done.stderr.as_str()), (0, ""));
-    let (written, kept) =
-        (pages(folder.path()), pages(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../man")));
+    let (written, kept) = (pages(folder.path()), pages(&source().join("man")));
     let differ: Vec<_> = written
         .keys()
         .chain(kept.keys())
@@ -35,7 +34,7 @@ fn the_pages_are_those_that_klee_writes() {
 
 #[test]
 fn every_status_of_an_error_stands_in_the_manual() {
-    let page = &pages(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../man"))["klee.1"];
+    let page = &pages(&source().join("man"))["klee.1"];
     for code in kleened_api::ErrorCode::ALL {
         assert!(page.contains(&format!("\\fB{}\\fR\n", code.exit_status())), "{code:?}");
     }

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -92,8 +92,17 @@ impl Server {
     }
 }
 
+/// The workspace's folder, or where `KLEENE_SOURCE` says that its files are.
+pub(crate) fn source() -> PathBuf {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("..").into();
+    std::env::var_os("KLEENE_SOURCE").unwrap_or_else(built).into()
+}
+
 pub(crate) fn klee<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_klee"));
+    let built = || env!("CARGO_BIN_EXE_klee").into();
+    let klee =
+        std::env::var_os("KLEENE_BIN").map_or_else(built, |bin| Path::new(&bin).join("klee"));
+    let mut command = Command::new(klee);
     command.args(args).env_clear();
     command
 }
