@@ -77,7 +77,7 @@ fn write(command: &Command, dir: &Path) -> io::Result<()> {
         section(&mut rest, "FILES", FILES);
         section(&mut rest, "EXAMPLES", EXAMPLES);
         rest.control("SH", ["SEE ALSO"]);
-        rest.text([bold("kleened.toml"), roman("(5), "), bold("kleened"), roman("(8)")]);
+        rest.text([bold("kleened.conf"), roman("(5), "), bold("kleened"), roman("(8)")]);
     } else {
         rest.control("SH", ["EXIT STATUS"]);
         rest.text([roman("As "), bold("klee"), roman("(1) has it.")]);
