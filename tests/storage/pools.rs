@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
+#[cfg(target_os = "linux")]
 use kleene_tests::harness::eventually;
 use kleened::storage::{Area, DatasetSpec, Driver, Error, zfs as driver};
 
@@ -162,6 +163,7 @@ fn a_pool_that_moves_and_one_that_is_read_only() {
 
 /// A pool that lost its device is suspended. Nothing waits for it that need not, every call says what is the
 /// matter, and when the device is back all goes on.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_pool_that_is_suspended() {
     if pool().is_none() {
@@ -224,8 +226,10 @@ fn a_pool_that_is_suspended() {
 }
 
 /// A file system in memory.
+#[cfg(target_os = "linux")]
 struct Mounted<'p>(&'p Path);
 
+#[cfg(target_os = "linux")]
 impl<'p> Mounted<'p> {
     fn at(path: &'p Path, options: &str) -> Self {
         let status =
@@ -241,6 +245,7 @@ impl<'p> Mounted<'p> {
     }
 }
 
+#[cfg(target_os = "linux")]
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(self.0).status();
