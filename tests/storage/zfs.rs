@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use kleene_tests::tree::describe;
-use kleened::storage::{Area, DatasetPath, DatasetSpec, Error, Event, zfs as driver};
+use kleened::storage::{Area, DatasetPath, DatasetSpec, Error, Event, Told, zfs as driver};
 use kleened_api::volume::{Mode, Owner};
 
 use crate::fixture::{Fixture, in_memory, volume};
@@ -429,9 +429,19 @@ fn watched() {
             }
         }
     };
-    let changed = |what: &str| Event::Changed { path: path.clone(), what: what.to_owned() };
+    let changed = |what: &str| {
+        let (path, what) = (path.clone(), what.to_owned());
+        Event::Changed { path, what, record: Told::Same }
+    };
     f.driver.create(&path, &spec("x")).unwrap();
     until(&Event::Appeared(path.clone()));
+    let recorded = |record: &str| {
+        let (path, what) = (path.clone(), format!("set org.kleene:record={record}"));
+        Event::Changed { path, what, record: Told::Is(record.to_owned()) }
+    };
+    until(&recorded("x"));
+    f.driver.set(&path, "y").unwrap();
+    until(&recorded("y"));
     let name = format!("{root}/volumes/v");
     zfs(&["set", "readonly=on", &name]);
     until(&changed("set readonly=1"));

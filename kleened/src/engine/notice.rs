@@ -16,9 +16,9 @@ use super::lock::{Access, Key};
 use super::record::{self, Unreadable, VolumeRecord};
 use super::{Engine, log_failure};
 use crate::error::{Error, Result, one_line};
-use crate::storage::{self, Area, Dataset, DatasetPath, Event};
+use crate::storage::{self, Area, Dataset, DatasetPath, Event, Told};
 
-/// How many threads read records after a start.
+/// How many threads read records after a start, at most.
 const READERS: usize = 8;
 
 /// How far the records are that were there at the start.
@@ -109,7 +109,9 @@ impl Engine {
         }
         let engine = Arc::clone(self);
         self.runtime.spawn_blocking(move || {
-            let threads = READERS.min(rest.len());
+            // Beside them somebody is answered.
+            let processors = thread::available_parallelism().map_or(1, usize::from);
+            let threads = (2 * processors).min(READERS).min(rest.len());
             let rest = Mutex::new(rest.into_iter());
             let next = || rest.lock().unwrap_or_else(PoisonError::into_inner).next();
             thread::scope(|scope| {
@@ -246,14 +248,22 @@ impl Engine {
 
     fn happened(self: &Arc<Self>, event: Event) {
         match event {
-            Event::Appeared(path) => self.compare(&path, |known| !known),
-            Event::Vanished(path) => self.compare(&path, |known| known),
-            Event::Changed { path, what } => {
+            Event::Appeared(path) => self.compare(&path, |engine, path| !engine.knows(path)),
+            Event::Vanished(path) => self.compare(&path, Self::knows),
+            Event::Changed { path, what, record } => {
                 // There only the daemon works, and its bookkeeping is no news.
                 if path.area() != Area::Scratch && !what.contains("org.kleene:") {
                     tracing::info!("{}: {what}", self.storage.dataset(&path));
                 }
-                self.compare(&path, |_| true);
+                match record {
+                    Told::Same => {}
+                    Told::Is(record) => {
+                        self.compare(&path, move |engine, path| {
+                            !engine.knows_record(path, &record)
+                        });
+                    }
+                    Told::Nothing => self.compare(&path, |_, _| true),
+                }
             }
             Event::Lost => {
                 let engine = Arc::clone(self);
@@ -271,20 +281,24 @@ impl Engine {
         let there: BTreeSet<String> = paths.iter().map(|path| path.name().to_owned()).collect();
         let known = self.catalogue().volume_names(&Default::default()).into_iter().collect();
         for name in there.symmetric_difference(&known) {
-            self.compare(&DatasetPath::volume(&name.parse()?), |_| true);
+            self.compare(&DatasetPath::volume(&name.parse()?), |_, _| true);
         }
         Ok(())
     }
 
-    /// The dataset is looked at, once nothing else is done with its object, unless what happened left it
-    /// as it is known: `news` says so of whether a dataset is known there.
-    fn compare(self: &Arc<Self>, path: &DatasetPath, news: impl Fn(bool) -> bool + Send + 'static) {
-        let Some(key) = key(path).filter(|_| news(self.knows(path))) else { return };
+    /// The dataset is looked at, once nothing else is done with its object, if what happened is `news` then
+    /// and now.
+    fn compare(
+        self: &Arc<Self>,
+        path: &DatasetPath,
+        news: impl Fn(&Self, &DatasetPath) -> bool + Send + 'static,
+    ) {
+        let Some(key) = key(path).filter(|_| news(self, path)) else { return };
         let (engine, path) = (Arc::clone(self), path.clone());
         self.runtime.spawn(async move {
             let held = engine.locks.acquire(vec![(key, Access::Exclusive)]).await;
             // The daemon itself may have done it, and knows by now.
-            if news(engine.knows(&path)) {
+            if news(&engine, &path) {
                 let looked = engine.look(move |engine| {
                     let _held = held;
                     match path.area() {
@@ -308,6 +322,16 @@ impl Engine {
             }
             _ => false,
         }
+    }
+
+    /// Whether that is the record as far as is known; of an image or container nobody asks.
+    fn knows_record(&self, path: &DatasetPath, record: &str) -> bool {
+        let catalogue = self.catalogue();
+        let same = |known: &VolumeEntry| {
+            known.fault.is_none()
+                && record::read::<VolumeRecord>(Some(record)).is_ok_and(|now| now == known.record)
+        };
+        path.area() != Area::Volumes || catalogue.volumes.get(path.name()).is_some_and(same)
     }
 
     /// An image or container of which the dataset is gone is reported; it can't be used any more.

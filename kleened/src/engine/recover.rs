@@ -236,7 +236,8 @@ fn make_directory(path: &Path) -> Result<()> {
 /// Finds what there is: the names of the volumes and the records of the rest, the areas side by side.
 fn read_all(storage: &dyn Driver) -> Result<Catalogue> {
     let list = |area: Area| storage.list(area).map_err(Error::storage("read", area.as_str()));
-    let names = |area: Area| storage.names(area).map_err(Error::storage("list", area.as_str()));
+    let names =
+        |area: Area| storage.names_at_open(area).map_err(Error::storage("list", area.as_str()));
     let (volumes, containers, images) = thread::scope(|scope| {
         let volumes = scope.spawn(|| names(Area::Volumes));
         let containers = scope.spawn(|| list(Area::Container));

@@ -276,6 +276,10 @@ impl Driver for Fault {
         self.call("names", || self.inner.names(area))
     }
 
+    fn names_at_open(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        self.call("names", || self.inner.names_at_open(area))
+    }
+
     fn mount(&self, path: &DatasetPath) -> Result<()> {
         self.call("mount", || self.inner.mount(path))
     }

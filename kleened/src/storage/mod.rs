@@ -348,6 +348,12 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// The paths of the datasets of an area, by name: [`list`](Self::list) without what takes long.
     fn names(&self, area: Area) -> Result<Vec<DatasetPath>>;
 
+    /// As [`names`](Self::names), maybe as it was when the root was opened: what happened since, [`Watch`]
+    /// tells.
+    fn names_at_open(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        self.names(area)
+    }
+
     /// The dataset is mounted at [`mountpoint`](Self::mountpoint), and what is written there is
     /// written to it. Nothing changes where it was: a repeat is safe.
     ///
@@ -494,9 +500,22 @@ pub enum Event {
         path: DatasetPath,
         /// What, in the words of the host's tools: `set readonly=on`.
         what: String,
+        /// What became of its record.
+        record: Told,
     },
     /// Some of what happened is not known: compare everything.
     Lost,
+}
+
+/// What an event tells of a dataset's record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// It is as it was.
+    Same,
+    /// It is this.
+    Is(String),
+    /// Nothing: it may be another.
+    Nothing,
 }
 
 /// Snapshots as streams of bytes, to keep elsewhere or to receive on another host.

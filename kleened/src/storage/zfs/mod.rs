@@ -25,8 +25,8 @@ mod watch;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use kleened_api::name::is_name;
 use kleened_api::{Timestamp, VolumeName};
@@ -55,6 +55,8 @@ pub struct Zfs {
     /// That streams are to end.
     stop: AtomicBool,
     watched: Option<Mutex<Watched>>,
+    /// The volumes that there were when the root was opened, until somebody asks for them.
+    first: Mutex<Option<Vec<DatasetPath>>>,
 }
 
 /// Opens the root: the dataset that is mounted at that directory. What a crash left half done is finished
@@ -84,6 +86,7 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
         locks: Locks::default(),
         stop: AtomicBool::new(false),
         watched: watch::begin(zfs),
+        first: Mutex::default(),
     };
     driver.make_intents()?;
     driver.make_areas()?;
@@ -252,7 +255,9 @@ impl Zfs {
         spec: &DatasetSpec,
         make: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        if self.look(path)?.is_some() {
+        // Whether its area is there the call itself tells.
+        let there = self.zfs.exists(&self.name(path)?);
+        if there.map_err(|error| failed("look for", path, error))? {
             return Err(Error::Exists(path.to_string()));
         }
         let pending = Pending::new(spec.owner, spec.mode);
@@ -372,6 +377,15 @@ impl Driver for Zfs {
 
     fn names(&self, area: Area) -> Result<Vec<DatasetPath>> {
         self.children(area)
+    }
+
+    fn names_at_open(&self, area: Area) -> Result<Vec<DatasetPath>> {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        match first.take_if(|_| area == Area::Volumes) {
+            // Who is not told of changes since has to look again.
+            Some(paths) if self.watched.is_some() => Ok(paths),
+            _ => self.names(area),
+        }
     }
 
     fn mount(&self, path: &DatasetPath) -> Result<()> {

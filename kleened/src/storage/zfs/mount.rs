@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use kleened_sys::zfs as sys;
 use kleened_sys::zfs::Kind;
@@ -130,6 +131,9 @@ impl Zfs {
                 }
             }
             self.remove_stray_mountpoints(area, &paths);
+            if area == Area::Volumes {
+                *self.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(paths);
+            }
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use kleened_sys::zfs as sys;
 
-use super::super::{Area, DatasetPath, Error, Event, Result, Watch};
+use super::super::{Area, DatasetPath, Error, Event, Result, Told, Watch};
+use super::record::{self, RECORD};
 use super::{Zfs, failed, is_below};
 
 /// The events since the root was opened.
@@ -69,20 +70,35 @@ impl Place {
     }
 }
 
+/// What a change of a dataset tells of its record, which is in properties.
+fn told(what: &str, text: &str) -> Told {
+    let Some((property, value)) =
+        text.split_once('=').filter(|_| ["set", "inherit"].contains(&what))
+    else {
+        return Told::Nothing;
+    };
+    match property {
+        RECORD if what == "set" && !record::has_parts(value) => Told::Is(value.to_owned()),
+        _ if property.starts_with(RECORD) => Told::Nothing,
+        _ => Told::Same,
+    }
+}
+
 /// What a change means for the datasets of a root, in order.
 fn events(root: &str, change: &Change<'_>) -> Vec<Event> {
     let (dataset, snapshot) = match change.dataset.split_once('@') {
         Some((dataset, snapshot)) => (dataset, Some(snapshot)),
         None => (change.dataset, None),
     };
-    let changed = |path, what: &str, text: &str| Event::Changed {
+    let changed = |path, what: &str, text: &str, record| Event::Changed {
         path,
         what: format!("{what} {text}").trim_end().to_owned(),
+        record,
     };
     let place = Place::of(root, dataset);
     match (place, snapshot, change.what) {
         (Place::Dataset(path), Some(snapshot), what) => {
-            vec![changed(path, what, &format!("@{snapshot}"))]
+            vec![changed(path, what, &format!("@{snapshot}"), Told::Same)]
         }
         (from, None, "rename") => {
             let to = change.text.trim_start_matches("-> ").trim();
@@ -101,9 +117,13 @@ fn events(root: &str, change: &Change<'_>) -> Vec<Event> {
         }
         (Place::Dataset(path), None, "create" | "clone") => vec![Event::Appeared(path)],
         (Place::Dataset(path), None, "destroy") => vec![Event::Vanished(path)],
-        (Place::Dataset(path), None, what) => vec![changed(path, what, change.text)],
+        (Place::Dataset(path), None, what) => {
+            vec![changed(path, what, change.text, told(what, change.text))]
+        }
         // The content is exchanged with that of a hidden one, which then goes.
-        (Place::Hidden(path), None, "clone swap") => vec![changed(path, "rollback", "")],
+        (Place::Hidden(path), None, "clone swap") => {
+            vec![changed(path, "rollback", "", Told::Same)]
+        }
         (Place::Above, None, "destroy" | "rollback" | "set" | "inherit" | "receive") => {
             vec![Event::Lost]
         }
@@ -153,7 +173,11 @@ mod tests {
         let show = |event| match event {
             Event::Appeared(path) => format!("+{path}"),
             Event::Vanished(path) => format!("-{path}"),
-            Event::Changed { path, what } => format!("{path} {what}"),
+            Event::Changed { path, what, record } => match record {
+                Told::Same => format!("{path} {what}"),
+                Told::Is(record) => format!("{path} is {record}"),
+                Told::Nothing => format!("{path} {what}?"),
+            },
             Event::Lost => "lost".to_owned(),
         };
         events.into_iter().map(show).collect()
@@ -175,6 +199,27 @@ mod tests {
             ("tank/kleene/volumes/a", "rename", "-> tank/x", &["-volumes/a"]),
             ("tank/x", "rename", "-> tank/kleene/volumes/a", &["+volumes/a"]),
             ("tank/kleene/volumes/a", "set", "readonly=1", &["volumes/a set readonly=1"]),
+            ("tank/kleene/volumes/a", "inherit", "readonly=0", &["volumes/a inherit readonly=0"]),
+            ("tank/kleene/volumes/a", "set", "org.kleene:record={}", &["volumes/a is {}"]),
+            (
+                "tank/kleene/volumes/a",
+                "set",
+                "org.kleene:record=#2#{",
+                &["volumes/a set org.kleene:record=#2#{?"],
+            ),
+            (
+                "tank/kleene/volumes/a",
+                "set",
+                "org.kleene:record.2=}",
+                &["volumes/a set org.kleene:record.2=}?"],
+            ),
+            (
+                "tank/kleene/volumes/a",
+                "inherit",
+                "org.kleene:record=",
+                &["volumes/a inherit org.kleene:record=?"],
+            ),
+            ("tank/kleene/volumes/a", "receive", "", &["volumes/a receive?"]),
             ("tank/kleene/volumes/a/%rollback", "clone swap", "parent=a", &["volumes/a rollback"]),
             ("tank/kleene/volumes/a/%rollback", "destroy", "", &[]),
             ("tank/kleene/volumes", "set", "readonly=1", &["lost"]),

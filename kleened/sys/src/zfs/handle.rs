@@ -131,13 +131,16 @@ impl Handle {
         let errno = unsafe { (self.library.libzfs_errno)(self.as_ptr()) };
         // SAFETY: as above.
         let text = unsafe { (self.library.libzfs_error_description)(self.as_ptr()) };
-        // What the handle knows of the pools may be why.
-        self.forget_pools();
         let text = text_at(text);
+        let known = errno_of_libzfs(errno);
+        // What the handle knows of the pools may be why; not where the kernel knows of no such dataset.
+        if known != libc::ENOENT {
+            self.forget_pools();
+        }
         let errno = match text.as_deref() {
             // Its number, `EZFS_POOLREADONLY`, is not the same in all versions.
             Some("pool is read-only") => libc::EROFS,
-            _ => errno_of_libzfs(errno),
+            _ => known,
         };
         let error = Error::new(verb, object, errno);
         match text {

@@ -33,6 +33,8 @@ pub use linux::{dataset_mounted_at, mount_dataset, mounted, unmount};
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use std::fs::File;
+    use std::io::{BufRead, BufReader};
     use std::os::unix::ffi::OsStringExt;
 
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
@@ -79,9 +81,14 @@ mod linux {
         if !found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
             return Ok(None);
         }
-        let table = std::fs::read("/proc/self/mountinfo")?;
-        let of_path = |line: &Line<'_>| line.id == found.stx_mnt_id && line.root == b"/";
-        Ok(lines(&table).find(of_path).filter(Line::is_zfs).map(|line| line.dataset()))
+        // No further than needed: the kernel writes it as it is read.
+        for line in BufReader::new(File::open(TABLE)?).split(b'\n') {
+            let line = line?;
+            if let Some(line) = Line::read(&line).filter(|line| line.id == found.stx_mnt_id) {
+                return Ok((line.is_zfs() && line.root == b"/").then(|| line.dataset()));
+            }
+        }
+        Ok(None)
     }
 
     /// The datasets and snapshots that are mounted, in the order of the kernel's table: of two at one
@@ -91,7 +98,7 @@ mod linux {
     ///
     /// What reading `/proc/self/mountinfo` says.
     pub fn mounted() -> io::Result<Vec<Mounted>> {
-        let table = std::fs::read("/proc/self/mountinfo")?;
+        let table = std::fs::read(TABLE)?;
         // A bind mount of a directory in a dataset has another root.
         let whole = lines(&table).filter(|line| line.is_zfs() && line.root == b"/");
         let mounted = whole.map(|line| Mounted {
@@ -100,6 +107,8 @@ mod linux {
         });
         Ok(mounted.collect())
     }
+
+    const TABLE: &str = "/proc/self/mountinfo";
 
     /// What is needed of a line of `/proc/self/mountinfo`, see `proc_pid_mountinfo(5)`.
     struct Line<'a> {
@@ -110,7 +119,16 @@ mod linux {
         source: &'a [u8],
     }
 
-    impl Line<'_> {
+    impl<'a> Line<'a> {
+        fn read(line: &'a [u8]) -> Option<Self> {
+            let mut fields = line.split(|byte| *byte == b' ');
+            let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+            let (root, place) = (fields.nth(2)?, fields.next()?);
+            // The optional fields end with a dash.
+            fields.find(|field| *field == b"-")?;
+            Some(Self { id, root, place, kind: fields.next()?, source: fields.next()? })
+        }
+
         fn is_zfs(&self) -> bool {
             self.kind == b"zfs"
         }
@@ -121,14 +139,7 @@ mod linux {
     }
 
     fn lines(table: &[u8]) -> impl Iterator<Item = Line<'_>> {
-        table.split(|byte| *byte == b'\n').filter_map(|line| {
-            let mut fields = line.split(|byte| *byte == b' ');
-            let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-            let (root, place) = (fields.nth(2)?, fields.next()?);
-            // The optional fields end with a dash.
-            fields.find(|field| *field == b"-")?;
-            Some(Line { id, root, place, kind: fields.next()?, source: fields.next()? })
-        })
+        table.split(|byte| *byte == b'\n').filter_map(Line::read)
     }
 
     /// `\040` and others are what they stand for.
