@@ -30,15 +30,16 @@ const ROOMS: &[Room] = &[
     Room { name: "http", rooms: &["engine", "config", "error"], crates: &[HTTP, ASYNC] },
     Room {
         name: "engine",
-        rooms: &["storage", "platform", "copy", "archive", "config", "error"],
+        rooms: &["storage", "platform", "copy", "archive", "fetch", "config", "error"],
         crates: &[ASYNC, &["kleened_sys"]],
     },
-    Room { name: "error", rooms: &["storage", "platform"], crates: &[] },
+    Room { name: "error", rooms: &["storage", "platform", "fetch"], crates: &[] },
     Room { name: "config", rooms: &[], crates: &[] },
     Room { name: "platform", rooms: &[], crates: &[SYSTEM] },
     Room { name: "storage", rooms: &["copy", "archive"], crates: &[SYSTEM] },
     Room { name: "archive", rooms: &["copy"], crates: &[SYSTEM] },
     Room { name: "copy", rooms: &[], crates: &[SYSTEM] },
+    Room { name: "fetch", rooms: &[], crates: &[] },
 ];
 
 /// The packages in which `unsafe` may be written.

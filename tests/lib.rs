@@ -17,4 +17,5 @@ pub mod mounts;
 pub mod pool;
 pub mod programs;
 pub mod rootfs;
+pub mod site;
 pub mod tree;

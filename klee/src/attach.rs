@@ -7,36 +7,24 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::{
-    HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
-};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use kleened_api::exec::{self, ExecStart, MessageType};
-use kleened_api::stream::{Channel, Exit, SUBPROTOCOL};
+use kleened_api::stream::{Channel, Exit};
 use kleened_api::{ErrorBody, ErrorCode, routes};
-use serde::Serialize;
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::ProtocolError;
-use tokio_tungstenite::tungstenite::handshake::client::generate_key;
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use crate::client::{Client, interruptible, is_end};
+use crate::client::{Client, interruptible};
 use crate::exec::AttachOptions;
 use crate::failure::Failure;
 use crate::signals::{ENDING, Signals};
 use crate::terminal::{self, RawMode};
+use crate::websocket::{self, Socket, json};
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
 type Sink = SplitSink<Socket, Message>;
 type Source = SplitStream<Socket>;
 
@@ -126,45 +114,15 @@ impl From<End> for Failure {
 }
 
 async fn open(client: &Client, start: &ExecStart) -> Result<Socket, Failure> {
-    let key = generate_key();
-    let request = Request::get(routes::EXEC_START)
-        .header(UPGRADE, "websocket")
-        .header(SEC_WEBSOCKET_VERSION, "13")
-        .header(SEC_WEBSOCKET_KEY, &key)
-        .header(SEC_WEBSOCKET_PROTOCOL, SUBPROTOCOL);
-    let (headers, stream) = client.upgrade(request).await?;
-    let accepted = headers.get(SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
-    if accepted != Some(derive_accept_key(key.as_bytes()).as_bytes())
-        || headers.get(SEC_WEBSOCKET_PROTOCOL).map(HeaderValue::as_bytes)
-            != Some(SUBPROTOCOL.as_bytes())
-    {
-        return Err(Failure::new(ErrorCode::Unsupported, "kleened does not speak klee's protocol")
-            .because(format!("it knows no {SUBPROTOCOL}")));
-    }
-    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
-    socket.send(Message::text(json(start)?)).await.map_err(|error| broken(&error))?;
-    Ok(socket)
+    websocket::open(client, routes::EXEC_START, start).await
 }
 
 fn broken(error: &Error) -> Failure {
-    match error {
-        Error::ConnectionClosed
-        | Error::AlreadyClosed
-        | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => lost(),
-        Error::Io(error) if is_end(error) => lost(),
-        // Its causes stand in its text.
-        error => {
-            Failure::new(ErrorCode::Unavailable, "the connection to kleened broke").because(error)
-        }
-    }
+    websocket::broken(error, lost)
 }
 
 fn lost() -> Failure {
     Failure::daemon_gone("how the process ends is not known; containers go on")
-}
-
-fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string(value).map_err(|error| Failure::local("cannot write JSON", &error))
 }
 
 fn frame(channel: Channel, payload: &[u8]) -> Message {
@@ -182,13 +140,7 @@ fn resize() -> Option<Message> {
 
 /// The next message that is none of the connection's own.
 async fn first(source: &mut Source) -> Result<Message, Failure> {
-    while let Some(message) = source.next().await {
-        let message = message.map_err(|error| broken(&error))?;
-        if !matches!(message, Message::Ping(_) | Message::Pong(_)) {
-            return Ok(message);
-        }
-    }
-    Ok(Message::Close(None))
+    websocket::next(source).await.map_err(|error| broken(&error))
 }
 
 /// Writes what the process writes, from `message` on, until its end is known.

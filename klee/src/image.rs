@@ -20,12 +20,15 @@ use tempfile::NamedTempFile;
 use crate::cli::{EnvVariable, Inspect, ListOutput, Output, Prune, env_variable, key_value};
 use crate::client::{broken, interruptible, with_query};
 use crate::context::{Context, each, filters, yes_or_no};
+use crate::create::{self, ImageCreate};
 use crate::failure::Failure;
 use crate::print::{self, Listed};
 use crate::terminal;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
+    /// Make an image of a base system that is fetched, or of a ZFS dataset.
+    Create(ImageCreate),
     /// Make an image of a tar archive, which may be compressed by gzip, xz or zstd.
     Import(ImageImport),
     /// Make an image of a container.
@@ -144,7 +147,7 @@ fn command_words(text: &str) -> Result<Words, String> {
     }
 }
 
-fn name_tag(text: &str) -> Result<ImageRef, NameError> {
+pub(crate) fn name_tag(text: &str) -> Result<ImageRef, NameError> {
     let name: ImageRef = text.parse()?;
     match name.snapshot {
         None => Ok(name),
@@ -177,6 +180,7 @@ impl Listed for Image {
 
 pub(crate) async fn run(command: ImageCommand, context: &Context) -> Result<(), Failure> {
     match command {
+        ImageCommand::Create(args) => create::run(args, context).await,
         ImageCommand::Import(args) => import(args, context).await,
         ImageCommand::Save(args) => save(args, context).await,
         ImageCommand::Ls(args) => list(args, context).await,
@@ -253,29 +257,48 @@ async fn import(args: ImageImport, context: &Context) -> Result<(), Failure> {
 
 /// A bar on standard error that appears after a second, if that is a terminal.
 #[derive(Debug, Clone)]
-struct Progress {
-    bar: ProgressBar,
+pub(crate) struct Progress {
+    pub(crate) bar: ProgressBar,
     begun: Instant,
 }
 
 impl Progress {
-    fn new(size: Option<u64>) -> Self {
-        let bar = ProgressBar::with_draw_target(size, ProgressDrawTarget::hidden());
+    pub(crate) fn new(size: Option<u64>) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+        let progress = Self { bar, begun: Instant::now() };
+        progress.size(size);
+        progress
+    }
+
+    /// How much there is in all, where that is known.
+    pub(crate) fn size(&self, size: Option<u64>) {
+        if let Some(size) = size {
+            self.bar.set_length(size);
+        }
         let template = match size {
             Some(_) => "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
             None => "{spinner} {bytes} {bytes_per_sec}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
+            self.bar.set_style(style);
         }
-        Self { bar, begun: Instant::now() }
     }
 
     fn add(&self, bytes: usize) {
+        self.show();
+        self.bar.inc(bytes as u64);
+    }
+
+    /// So much is done.
+    pub(crate) fn set(&self, bytes: u64) {
+        self.show();
+        self.bar.set_position(bytes);
+    }
+
+    fn show(&self) {
         if self.bar.is_hidden() && self.begun.elapsed() > Duration::from_secs(1) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
-        self.bar.inc(bytes as u64);
     }
 }
 

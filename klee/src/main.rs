@@ -7,6 +7,7 @@ mod cli;
 mod client;
 mod container;
 mod context;
+mod create;
 mod exec;
 mod failure;
 mod image;
@@ -19,6 +20,7 @@ mod system;
 mod template;
 mod terminal;
 mod volume;
+mod websocket;
 
 use std::process::ExitCode;
 

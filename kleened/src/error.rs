@@ -6,7 +6,7 @@ use std::io;
 use kleened_api::mount::MountError;
 use kleened_api::{ErrorBody, ErrorCode, NameError};
 
-use crate::{platform, storage};
+use crate::{fetch, platform, storage};
 
 /// A result of a verb.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -147,6 +147,12 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// An archive could not be fetched.
+    #[error(transparent)]
+    Fetch(#[from] fetch::Error),
+    /// Nobody waits for it any more: it was taken back.
+    #[error("it was cancelled")]
+    Cancelled,
     /// A tear-down that went on after errors.
     #[error("{}", .0.iter().map(|error| one_line(error)).collect::<Vec<_>>().join("; "))]
     Several(Vec<Error>),
@@ -203,6 +209,7 @@ impl Error {
     #[must_use]
     pub fn is_interrupted(&self) -> bool {
         match self {
+            Self::Cancelled => true,
             Self::Io { source, .. }
             | Self::Storage { source: storage::Error::Io { source, .. }, .. } => {
                 source.kind() == io::ErrorKind::Interrupted
@@ -222,7 +229,12 @@ impl Error {
             Self::State { .. } => ErrorCode::WrongState,
             Self::Denied(_) => ErrorCode::Denied,
             Self::Unsupported(_) => ErrorCode::Unsupported,
-            Self::Stopping => ErrorCode::Unavailable,
+            Self::Stopping | Self::Cancelled => ErrorCode::Unavailable,
+            Self::Fetch(error) => match error {
+                fetch::Error::Source { .. } | fetch::Error::Sum { .. } => ErrorCode::Invalid,
+                fetch::Error::Missing(_) => ErrorCode::NotFound,
+                fetch::Error::Failed { source, .. } => io_code(source),
+            },
             Self::Failed => ErrorCode::Internal,
             Self::Storage { source, .. } => match source {
                 storage::Error::NotFound(_) | storage::Error::Io { .. } => ErrorCode::Internal,

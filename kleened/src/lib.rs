@@ -22,6 +22,7 @@
 //! | [`storage`] | the contract of a storage driver, and the drivers |
 //! | [`platform`] | the contract of a platform, and the platforms |
 //! | [`copy`], [`archive`] | a tree to a tree, a tree to tar and back |
+//! | [`fetch`] | archives from servers, and their sums |
 //! | [`error`] | what a verb can fail with |
 
 pub mod archive;
@@ -30,6 +31,7 @@ pub mod copy;
 pub mod daemon;
 pub mod engine;
 pub mod error;
+pub mod fetch;
 pub mod http;
 pub mod init;
 pub mod platform;

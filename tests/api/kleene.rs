@@ -312,28 +312,76 @@ fn processes() {
 }
 
 #[test]
-fn images_made_otherwise_and_networks_are_not_there_yet() {
+fn images_are_created() {
     let daemon = Daemon::start();
-    for (path, config, text) in [
+    let file = daemon.home().join("base.txz");
+    std::fs::write(&file, image::busybox()).unwrap();
+    let config = |method: &str, url: &str, dataset: &str| json!({"method": method, "url": url, "zfs_dataset": dataset, "tag": "Create:Fetch", "dns": true, "localtime": true, "update": false, "autotag": true});
+    let starting = r#"{"msg_type":"starting","message":"","data":""}"#;
+    let create = |config: &Value| {
+        let mut socket = Socket::open(&daemon, "/images/create", None);
+        socket.send(config.to_string());
+        socket.rest()
+    };
+    let url = format!("file://{}", file.display());
+    let (frames, code, reason) = create(&config("fetch", &url, ""));
+    let texts: Vec<_> = frames.iter().map(|frame| frame.to_text().unwrap()).collect();
+    assert_eq!(texts[0], starting);
+    assert!(texts.len() > 1 && texts[1..].iter().all(|text| text.ends_with('\n')), "{texts:?}");
+    let id = &reason["data"];
+    assert_eq!(
+        (code, &reason),
+        (1000, &json!({"message": "image created", "data": id, "msg_type": "closing"}))
+    );
+    let (status, image) = kleene(&daemon, "GET /images/Create:Fetch/inspect", Value::Null);
+    assert_eq!((status, &image["cmd"]), (200, &json!(["/bin/sh", "/etc/rc"])));
+    let by_id = format!("GET /images/{}/inspect", id.as_str().unwrap());
+    assert_eq!(kleene(&daemon, &by_id, Value::Null), (200, image));
+
+    let none = format!("file://{}/none.txz", daemon.home().display());
+    let says = format!("there is no {}/none.txz", daemon.home().display());
+    for (config, says) in [
+        (config("fetch", &none, ""), says.as_str()),
+        (config("fetch", "", ""), "fetch from where? Give a URL"),
+        (config("fetch", "base.txz", ""), "'base.txz' is none of"),
         (
-            "/images/create",
-            json!({"method": "zfs-clone", "url": "", "zfs_dataset": "zroot/x", "tag": "X:y", "dns": true, "localtime": true, "update": false, "autotag": true}),
-            "image creation failed: ",
-        ),
-        (
-            "/images/build",
-            json!({"context": "/ctx", "dockerfile": "Dockerfile", "tag": "Parent", "quiet": "false", "cleanup": false, "buildargs": {}, "container_config": {}, "networks": []}),
-            "image build failed: ",
+            config("zfs-clone", "", "/zroot/x/"),
+            if daemon.driver() == "zfs" { "invalid dataset" } else { "the storage driver 'dir'" },
         ),
     ] {
-        let mut socket = Socket::open(&daemon, path, None);
-        socket.send(config.to_string());
-        assert_eq!(socket.text(), r#"{"msg_type":"starting","message":"","data":""}"#);
-        assert!(socket.text().contains("klee image import"));
-        let (_, code, reason) = socket.rest();
-        assert_eq!((code, &reason["msg_type"]), (1011, &json!("error")));
-        assert!(reason["message"].as_str().unwrap().starts_with(text), "{reason}");
+        let (frames, code, reason) = create(&config);
+        let texts: Vec<_> = frames.iter().map(|frame| frame.to_text().unwrap()).collect();
+        assert_eq!((texts[0], texts.len(), code), (starting, 2, 1011), "{texts:?}");
+        assert!(texts[1].starts_with(says), "{texts:?}");
+        assert_eq!((&reason["msg_type"], &reason["data"]), (&json!("error"), &json!("")));
+        let message = reason["message"].as_str().unwrap();
+        let rest = message.strip_prefix("image creation failed: ").unwrap();
+        assert!(texts[1].starts_with(rest), "{message}");
     }
+    for config in [config("nosuch", "", ""), json!({}), json!({"method": "fetch", "dns": 1})] {
+        let (frames, code, reason) = create(&config);
+        assert_eq!(
+            (frames.len(), code, &reason["message"]),
+            (1, 1002, &json!("invalid parameters"))
+        );
+        let text = frames[0].to_text().unwrap();
+        assert!(text.starts_with("invalid parameters: "), "{text}");
+    }
+    let (_, list) = kleene(&daemon, "GET /images/list", Value::Null);
+    assert_eq!(list.as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn building_and_networks_are_not_there_yet() {
+    let daemon = Daemon::start();
+    let config = json!({"context": "/ctx", "dockerfile": "Dockerfile", "tag": "Parent", "quiet": "false", "cleanup": false, "buildargs": {}, "container_config": {}, "networks": []});
+    let mut socket = Socket::open(&daemon, "/images/build", None);
+    socket.send(config.to_string());
+    assert_eq!(socket.text(), r#"{"msg_type":"starting","message":"","data":""}"#);
+    assert!(socket.text().contains("klee image import"));
+    let (_, code, reason) = socket.rest();
+    assert_eq!((code, &reason["msg_type"]), (1011, &json!("error")));
+    assert!(reason["message"].as_str().unwrap().starts_with("image build failed: "), "{reason}");
     let network = json!({"name": "testnet", "type": "loopback", "gateway": "", "gateway6": "", "icc": true, "interface": "", "internal": false, "nat": "<host-gateway>", "subnet": "10.13.37.0/24", "subnet6": ""});
     let connect = json!({"container": "x", "network": "nonet", "ip_address": "<auto>", "ip_address6": "<auto>"});
     for (line, body, status) in [

@@ -6,6 +6,7 @@ mod adopt;
 mod behind;
 mod containers;
 mod crash;
+mod create;
 mod fill;
 mod hostile;
 mod init;

@@ -64,6 +64,9 @@ routes! {
     EXEC_STOP = "/exec/{name}/stop";
     /// GET: the images, newest first.
     IMAGE_LIST = "/images/list";
+    /// Websocket: [`ImageCreateConfig`](crate::image::ImageCreateConfig) goes,
+    /// [`ImageEvent`](crate::image::ImageEvent) comes. A client that closes it takes the image back.
+    IMAGE_CREATE = "/images/create";
     /// POST [`ImageConfig`](crate::image::ImageConfig) as query and a tar archive as body: 201 with the id.
     IMAGE_IMPORT = "/images/import";
     /// POST [`PruneQuery`](crate::volume::PruneQuery): the ids of the removed images.

@@ -18,6 +18,32 @@ use crate::copy::{self, Progress};
 use crate::error::{Error, Kind, Result};
 use crate::storage::{self, DatasetPath, DatasetSpec};
 
+/// An image that is being made, and what its dataset is to be.
+#[derive(Debug)]
+pub(super) struct New {
+    /// The image.
+    pub(super) id: Id,
+    /// Where the dataset is until it is whole.
+    pub(super) path: DatasetPath,
+    /// What it gets.
+    pub(super) spec: DatasetSpec,
+}
+
+impl New {
+    /// Its dataset is there, empty; its root directory.
+    pub(super) fn empty(&self, engine: &Engine) -> Result<File> {
+        let made = engine.storage.create(&self.path, &self.spec);
+        made.map_err(Error::storage("make image", &self.id))?;
+        self.root(engine)
+    }
+
+    /// The root directory of its dataset, which is there.
+    pub(super) fn root(&self, engine: &Engine) -> Result<File> {
+        let root = engine.storage.mountpoint(&self.path);
+        File::open(root).map_err(Error::io("make image", &self.id))
+    }
+}
+
 impl Engine {
     /// The images, newest first.
     #[must_use]
@@ -48,7 +74,8 @@ impl Engine {
     ) -> Result<Pending<String>> {
         let record = new_record(&config)?;
         let what = format!("import image {}", config.name);
-        Ok(self.make_image(what, record, Vec::new(), move |engine, target, progress| {
+        Ok(self.make_image(what, record, Vec::new(), move |engine, new, progress| {
+            let target = new.empty(engine)?;
             let options = archive::Extract {
                 devices: engine.settings().image_devices,
                 progress: Some(progress),
@@ -88,7 +115,8 @@ impl Engine {
         };
         let what = format!("save container {id} as image {}", config.name);
         let wanted = vec![(Key::Container(id.clone()), Access::Shared)];
-        Ok(self.make_image(what, record, wanted, move |engine, target, progress| {
+        Ok(self.make_image(what, record, wanted, move |engine, new, progress| {
+            let target = new.empty(engine)?;
             let root = engine.storage.mountpoint(&DatasetPath::container(&id));
             let root = File::open(root).map_err(Error::io("save container", &id))?;
             let copied = copy::tree(root.as_fd(), target.as_fd(), &engine.copying(progress))
@@ -104,13 +132,13 @@ impl Engine {
         }))
     }
 
-    /// An image whose root directory `fill` fills.
-    fn make_image(
+    /// An image whose dataset `make` makes and fills. When that fails nothing of it is left.
+    pub(super) fn make_image(
         self: &Arc<Self>,
         what: String,
         record: ImageRecord,
         wanted: Vec<(Key, Access)>,
-        fill: impl FnOnce(&Self, &File, &Progress) -> Result<()> + Send + 'static,
+        make: impl FnOnce(&Arc<Self>, &New, &Progress) -> Result<()> + Send + 'static,
     ) -> Pending<String> {
         let id = ident::new();
         let subject = id.to_string();
@@ -126,11 +154,10 @@ impl Engine {
                     log_failure(format_args!("take back {path}"), engine.storage.destroy(path));
                 }
             });
-            engine.storage.create(&scratch, &spec).map_err(fail())?;
-            let target = engine.storage.mountpoint(&scratch);
-            let target = File::open(target).map_err(Error::io("make image", &id))?;
-            fill(engine, &target, progress)?;
-            drop(target);
+            make(engine, &New { id: id.clone(), path: scratch.clone(), spec }, progress)?;
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             engine.storage.snapshot(&[scratch.snapshot(IMAGE_SNAPSHOT)]).map_err(fail())?;
             let naming = vec![(Key::ImageNames, Access::Exclusive)];
             let _held = engine.runtime.block_on(engine.locks.acquire(naming));
@@ -314,7 +341,7 @@ fn new_record(config: &ImageConfig) -> Result<ImageRecord> {
     })
 }
 
-fn name_and_tag(nametag: &str) -> Result<(String, String)> {
+pub(super) fn name_and_tag(nametag: &str) -> Result<(String, String)> {
     let reference: ImageRef = nametag.parse()?;
     if reference.snapshot.is_some() {
         return Err(Error::Invalid(format!(

@@ -24,6 +24,8 @@ pub(super) enum Intent {
     DiscardContainer { id: Id, volumes: Vec<String> },
     /// Put the filled dataset `fresh` into the place of the volume, which steps aside as `old`.
     Populate { volume: String, fresh: Id, old: Id },
+    /// Make an image of a snapshot of others' dataset, which is made for it and goes with it.
+    CreateImage { id: Id, snapshot: String },
 }
 
 /// The journal's directory.

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
+//! | `create` | images made of what there is elsewhere |
 //! | `adopt` | datasets of others that become volumes |
 //! | `populate` | first-use content |
 //! | `profile` | properties for one kind of content |
@@ -21,6 +22,7 @@
 mod adopt;
 mod catalogue;
 mod container;
+mod create;
 mod exec;
 mod ident;
 mod image;
@@ -48,6 +50,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use self::catalogue::Catalogue;
+pub use self::create::Note;
 pub use self::exec::Attached;
 use self::journal::Journal;
 use self::lock::{Access, Key, Locks};
@@ -177,7 +180,7 @@ impl Engine {
     ) -> Pending<T> {
         let progress = Arc::new(Progress::default());
         let (operation, state) = self.operations.begin(what.clone(), Arc::clone(&progress));
-        let cancelled = Arc::clone(&progress);
+        let (cancelled, shown) = (Arc::clone(&progress), Arc::clone(&progress));
         let (sender, result) = tokio::sync::oneshot::channel();
         let engine = Arc::clone(self);
         let work = async move {
@@ -194,11 +197,15 @@ impl Engine {
                     });
                     done.await.unwrap_or(Err(Error::Failed))
                 }
-                _ => Err(Error::Stopping),
+                _ => Err(Error::Cancelled),
             };
             let result = result.map_err(|error| {
                 let interrupted = cancelled.is_cancelled() && error.is_interrupted();
-                if interrupted { Error::Stopping } else { error }
+                match engine.changes.is_closed() {
+                    true if interrupted => Error::Stopping,
+                    false if interrupted => Error::Cancelled,
+                    _ => error,
+                }
             });
             match &result {
                 Ok(_) => tracing::info!("{what}"),
@@ -209,7 +216,7 @@ impl Engine {
             let _ = sender.send(result);
         };
         self.runtime.spawn(self.changes.track_future(work));
-        Pending { operation, subject: subject.to_owned(), result }
+        Pending { operation, subject: subject.to_owned(), progress: shown, result }
     }
 }
 

@@ -53,10 +53,17 @@ impl Reply for Option<UnixStream> {
 pub struct Pending<T> {
     pub(super) operation: Id,
     pub(super) subject: String,
+    pub(super) progress: Arc<Progress>,
     pub(super) result: oneshot::Receiver<Result<T>>,
 }
 
 impl<T> Pending<T> {
+    /// The change is taken back, where that can still be done, and then fails with
+    /// [`Error::Cancelled`]. What can't wait for the end need not.
+    pub fn cancel(&self) {
+        self.progress.cancel();
+    }
+
     /// The id or name that the answer will carry.
     #[must_use]
     pub fn subject(&self) -> &str {

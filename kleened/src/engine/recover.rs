@@ -84,6 +84,7 @@ impl Engine {
                 Intent::CreateContainer { id, volumes } => self.replay_create(id, volumes),
                 Intent::DiscardContainer { id, volumes } => self.replay_discard(id, volumes),
                 Intent::Populate { volume, fresh, old } => self.replay_populate(volume, fresh, old),
+                Intent::CreateImage { id, snapshot } => self.replay_create_image(id, snapshot),
             };
             if let Err(error) = replayed {
                 tracing::error!("cannot finish {intent:?}: {}", one_line(&error));
@@ -94,6 +95,7 @@ impl Engine {
                         unsettled.extend([fresh, old].map(DatasetPath::scratch));
                         self.unsettle(&volume.parse()?);
                     }
+                    Intent::CreateImage { .. } => {}
                 }
                 continue;
             }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
-use super::request::{Flaw, Malformed, parse};
+use super::request::{Malformed, parse};
 use super::socket::{self, CloseCode};
 use super::transfer::Stopping;
 use crate::engine::wire::{self, Header, Kind};
@@ -131,14 +131,7 @@ async fn farewell(mut client: WebSocket, form: Form, instance: &str, end: End) {
 }
 
 async fn refuse_shape(client: WebSocket, form: Form, malformed: Malformed) {
-    let Malformed { flaw, pointer, detail } = malformed;
-    let field = pointer.trim_start_matches('/');
-    let message = match (flaw, field) {
-        (Flaw::Syntax, _) => format!("invalid json: {detail}"),
-        (_, "") => format!("invalid parameters: {detail}"),
-        _ if detail.starts_with("Missing") => format!("invalid parameters: {detail}"),
-        (_, field) => format!("invalid parameters: {field}: {detail}"),
-    };
+    let message = malformed.of_socket();
     if form == Form::Framed {
         let body = ErrorBody { message, code: ErrorCode::Invalid, causes: Vec::new() };
         return fail(client, &body, None).await;

@@ -13,7 +13,7 @@ use super::request::{Name, Query};
 use super::socket::{self, CloseCode, Upgrade};
 use super::transfer::Limit;
 use super::verb::Verb;
-use super::{Routes, transfer};
+use super::{Routes, create, transfer};
 
 pub(super) fn routes(routes: Routes) -> Routes {
     routes
@@ -67,23 +67,23 @@ async fn remove(call: Call, Name(name): Name) -> Response {
     call.changed(call.engine.remove_image(&name)).await
 }
 
-/// What Kleene's client is told that wants an image made out of something else.
+async fn create(call: Call, upgrade: Upgrade) -> Response {
+    upgrade.run(move |socket| create::run(call.engine, socket, call.stopping))
+}
+
+/// What Kleene's client is told that wants to build an image.
 const NOT_YET: &str = "not supported yet, use 'klee image import'";
 
-async fn create(upgrade: Upgrade) -> Response {
-    upgrade.run(|socket| refuse(socket, "image creation failed"))
-}
-
 async fn build(upgrade: Upgrade) -> Response {
-    upgrade.run(|socket| refuse(socket, "image build failed"))
+    upgrade.run(refuse_to_build)
 }
 
-async fn refuse(mut client: WebSocket, what: &str) {
+async fn refuse_to_build(mut client: WebSocket) {
     if socket::first(&mut client).await.is_none() {
         return;
     }
     let _ = client.send(socket::starting()).await;
     let _ = client.send(Message::text(NOT_YET)).await;
-    let what = format!("{what}: {NOT_YET}");
+    let what = format!("image build failed: {NOT_YET}");
     socket::close(client, CloseCode::Failed, MessageType::Error, &what).await;
 }

@@ -7,6 +7,7 @@ mod access;
 mod attach;
 mod connection;
 mod container;
+mod create;
 mod exec;
 mod image;
 mod listen;

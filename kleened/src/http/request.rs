@@ -137,6 +137,17 @@ impl Malformed {
     pub(super) fn missing(field: &str) -> Self {
         Self::new(Flaw::Schema, &format!("/{field}"), format!("Missing field: {field}"))
     }
+
+    /// In Kleene's words for what comes on a websocket.
+    pub(super) fn of_socket(&self) -> String {
+        let Self { flaw, pointer, detail } = self;
+        match (flaw, pointer.trim_start_matches('/')) {
+            (Flaw::Syntax, _) => format!("invalid json: {detail}"),
+            (_, "") => format!("invalid parameters: {detail}"),
+            _ if detail.starts_with("Missing") => format!("invalid parameters: {detail}"),
+            (_, field) => format!("invalid parameters: {field}: {detail}"),
+        }
+    }
 }
 
 /// Reads JSON, of which the outermost value is an object.

@@ -102,13 +102,24 @@ async fn content(client: &mut WebSocket) -> Option<Vec<u8>> {
 
 /// The first frame that Kleene's client expects.
 pub(super) fn starting() -> Message {
-    Message::text(json(MessageType::Starting, ""))
+    Message::text(json(MessageType::Starting, "", ""))
 }
 
 /// The connection is closed, and the client had the time to say that it knows. What it sent in
 /// between is lost.
-pub(super) async fn close(mut client: WebSocket, code: CloseCode, kind: MessageType, why: &str) {
-    let frame = CloseFrame { code: code as u16, reason: reason(kind, why) };
+pub(super) async fn close(client: WebSocket, code: CloseCode, kind: MessageType, why: &str) {
+    close_with(client, code, kind, why, "").await;
+}
+
+/// As [`close`], with something for a program in the reason.
+pub(super) async fn close_with(
+    mut client: WebSocket,
+    code: CloseCode,
+    kind: MessageType,
+    why: &str,
+    data: &str,
+) {
+    let frame = CloseFrame { code: code as u16, reason: reason(kind, why, data) };
     let farewell = async {
         if client.send(Message::Close(Some(frame))).await.is_ok() {
             while let Some(Ok(_)) = client.recv().await {}
@@ -119,18 +130,18 @@ pub(super) async fn close(mut client: WebSocket, code: CloseCode, kind: MessageT
 }
 
 /// The reason as JSON, with as much of the message as a close frame can hold.
-fn reason(kind: MessageType, message: &str) -> Utf8Bytes {
+fn reason(kind: MessageType, message: &str, data: &str) -> Utf8Bytes {
     let mut message = message.to_owned();
     loop {
-        let text = json(kind, &message);
+        let text = json(kind, &message, data);
         if text.len() <= REASON_LIMIT || message.pop().is_none() {
             return text.into();
         }
     }
 }
 
-fn json(msg_type: MessageType, message: &str) -> String {
-    let message = exec::Message { msg_type, message: message.to_owned(), data: String::new() };
+fn json(msg_type: MessageType, message: &str, data: &str) -> String {
+    let message = exec::Message { msg_type, message: message.to_owned(), data: data.to_owned() };
     // A struct of texts always has a JSON form.
     serde_json::to_string(&message).unwrap_or_default()
 }
@@ -142,10 +153,10 @@ mod tests {
     #[test]
     fn reasons_fit() {
         let longest = "executable 0123456789ab and its container exited with exit-code 255";
-        let text = reason(MessageType::Closing, longest);
+        let text = reason(MessageType::Closing, longest, "");
         assert!(text.contains(longest), "{text}");
         for message in ["x".repeat(500), "\"".repeat(500), "\u{1}".repeat(500), "é".repeat(500)] {
-            let text = reason(MessageType::Error, &message);
+            let text = reason(MessageType::Error, &message, "");
             assert!((100..=REASON_LIMIT).contains(&text.len()), "{text}");
             let read: exec::Message = serde_json::from_str(&text).unwrap();
             assert!(message.starts_with(&read.message));

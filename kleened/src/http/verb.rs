@@ -100,7 +100,7 @@ verbs! {
     ImageTag          POST   routes::IMAGE_TAG,          Change, 200, kleene(404, 404, 500);
     ImageExport       GET    routes::IMAGE_EXPORT,       Read,   200, None;
     ImageRemove       DELETE routes::IMAGE,              Change, 200, kleene(404, 404, 500);
-    ImageCreate       GET    "/images/create",           Change, 101, None;
+    ImageCreate       GET    routes::IMAGE_CREATE,       Change, 101, None;
     ImageBuild        GET    "/images/build",            Change, 101, None;
     NetworkList       GET    "/networks/list",           Read,   200, kleene(500, 500, 500);
     NetworkCreate     POST   "/networks/create",         Change, 201, kleene(409, 409, 500);

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{
     Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Streams, Usage, Watch,
+    SnapshotPath, Sources, Streams, Usage, Watch,
 };
 
 /// The environment variable that holds plans, with commas between them.
@@ -28,7 +28,7 @@ pub const VARIABLE: &str = "KLEENED_FAULT";
 ///
 /// | part | |
 /// | --- | --- |
-/// | `METHOD` | the name of a method of [`Driver`], [`Streams`] or [`Adopt`]; `*` for any of them; `point` for a step inside a driver |
+/// | `METHOD` | the name of a method of [`Driver`], [`Streams`], [`Adopt`] or [`Sources`]; `*` for any of them; `point` for a step inside a driver |
 /// | `N` | its Nth call, from 1 on; others are let through |
 /// | `WHEN` | `before` it takes effect, or `after` |
 /// | `WHAT` | `error` ([`Error::Io`]), `full` ([`Error::NoSpace`]), `busy` ([`Error::Busy`]), or `kill` the process; `stop` it until it gets SIGCONT, and let the call through |
@@ -76,6 +76,10 @@ const METHODS: &[&str] = &[
     "import",
     "import_onto",
     "adopt",
+    "mark",
+    "unmark",
+    "copy_of",
+    "clone_of",
     "*",
     "point",
 ];
@@ -345,6 +349,10 @@ impl Driver for Fault {
         self.inner.adopt().map(|_| self as &dyn Adopt)
     }
 
+    fn sources(&self) -> Option<&dyn Sources> {
+        self.inner.sources().map(|_| self as &dyn Sources)
+    }
+
     fn watch(&self) -> Option<&dyn Watch> {
         self.inner.watch()
     }
@@ -355,6 +363,37 @@ impl Adopt for Fault {
         let unsupported = || Error::Unsupported("this driver adopts nothing".into());
         let inner = self.inner.adopt().ok_or_else(unsupported)?;
         self.call("adopt", || inner.adopt(dataset, path, record))
+    }
+}
+
+impl Fault {
+    fn inner_sources(&self) -> Result<&dyn Sources> {
+        let unsupported = || Error::Unsupported("this driver has no datasets of others".into());
+        self.inner.sources().ok_or_else(unsupported)
+    }
+}
+
+impl Sources for Fault {
+    fn mark(&self, dataset: &str, name: &str) -> Result<String> {
+        self.call("mark", || self.inner_sources()?.mark(dataset, name))
+    }
+
+    fn unmark(&self, snapshot: &str) -> Result<()> {
+        self.call("unmark", || self.inner_sources()?.unmark(snapshot))
+    }
+
+    fn copy_of(
+        &self,
+        snapshot: &str,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+        moved: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<()> {
+        self.call("copy_of", || self.inner_sources()?.copy_of(snapshot, to, spec, moved))
+    }
+
+    fn clone_of(&self, snapshot: &str, to: &DatasetPath, spec: &DatasetSpec) -> Result<()> {
+        self.call("clone_of", || self.inner_sources()?.clone_of(snapshot, to, spec))
     }
 }
 

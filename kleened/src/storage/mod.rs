@@ -455,6 +455,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Datasets that others made, where the driver can take them over.
     fn adopt(&self) -> Option<&dyn Adopt>;
 
+    /// Datasets that others made, as what new ones begin with, where the driver has them.
+    fn sources(&self) -> Option<&dyn Sources>;
+
     /// What happens to datasets behind the daemon's back, where the driver is told.
     fn watch(&self) -> Option<&dyn Watch>;
 }
@@ -474,6 +477,42 @@ pub trait Adopt: Send + Sync {
     /// pool, not a file system, datasets below it, an encryption key that is not loaded, a part of
     /// the root. Then nothing changed.
     fn adopt(&self, dataset: &str, path: &DatasetPath, record: &str) -> Result<()>;
+}
+
+/// Datasets that somebody else made, as what new ones begin with. Snapshots of them are called as the
+/// host's tools call them.
+pub trait Sources: Send + Sync {
+    /// There is a snapshot of that name of what the host's tools call `dataset`; its full name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Exists`]; [`Error::Invalid`] for what is not a file system.
+    fn mark(&self, dataset: &str, name: &str) -> Result<String>;
+
+    /// The snapshot is gone, or will be as soon as nothing is a clone of it. A repeat is safe.
+    fn unmark(&self, snapshot: &str) -> Result<()>;
+
+    /// A dataset `to` with the snapshot's content, of which it is a copy, and its own record. `moved` is
+    /// told of every piece how many bytes it has; where it fails, so does this.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Exists`]; [`Error::Invalid`] for what is not a file system.
+    fn copy_of(
+        &self,
+        snapshot: &str,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+        moved: &mut dyn FnMut(usize) -> io::Result<()>,
+    ) -> Result<()>;
+
+    /// A dataset `to` with the snapshot's content, of which it is a clone, and its own record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Exists`]; [`Error::Invalid`] for one in another pool, of the root
+    /// itself, or of what is not a file system.
+    fn clone_of(&self, snapshot: &str, to: &DatasetPath, spec: &DatasetSpec) -> Result<()>;
 }
 
 /// What happens to datasets, also behind the daemon's back.

@@ -39,7 +39,7 @@ use rustix::io::Errno;
 use super::fault::point;
 use super::{
     Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Streams, Usage, Watch,
+    SnapshotPath, Sources, Streams, Usage, Watch,
 };
 use crate::archive::{Place, Walk, identity};
 use crate::copy;
@@ -306,6 +306,10 @@ impl Driver for Dir {
         Some(self)
     }
     fn adopt(&self) -> Option<&dyn Adopt> {
+        None
+    }
+
+    fn sources(&self) -> Option<&dyn Sources> {
         None
     }
 

@@ -18,6 +18,7 @@ mod intent;
 mod lock;
 mod mount;
 mod record;
+mod source;
 mod stream;
 mod threads;
 mod watch;
@@ -36,7 +37,7 @@ use time::OffsetDateTime;
 use super::fault::point;
 use super::{
     Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Streams, Usage, Watch,
+    SnapshotPath, Sources, Streams, Usage, Watch,
 };
 use lock::Locks;
 use record::{Pending, RECORD};
@@ -585,6 +586,10 @@ impl Driver for Zfs {
     }
 
     fn adopt(&self) -> Option<&dyn Adopt> {
+        Some(self)
+    }
+
+    fn sources(&self) -> Option<&dyn Sources> {
         Some(self)
     }
 

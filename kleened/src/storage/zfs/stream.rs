@@ -16,11 +16,11 @@ use super::{IMPORT, Zfs, check_name, failed};
 
 /// How snapshots are sent: with their blocks as they are on the disk. Not embedded ones: in such a stream
 /// OpenZFS (2.3.9) loses what a file keeps in an embedded spill block, for example long symbolic links.
-const SEND: SendFlags =
+pub(super) const SEND: SendFlags =
     SendFlags { large_blocks: true, compressed: true, embedded: false, raw: false };
 
 /// The first record of a stream, `struct drr_begin` in a `dmu_replay_record`, as far as it is needed.
-struct Begin {
+pub(super) struct Begin {
     bytes: [u8; Self::LENGTH],
     snapshot: String,
     /// Which snapshot it builds on.
@@ -35,7 +35,7 @@ impl Begin {
     /// `DMU_OST_ZFS`.
     const FILE_SYSTEM: u32 = 2;
 
-    fn read(input: &mut dyn Read) -> Result<Self> {
+    pub(super) fn read(input: &mut dyn Read) -> Result<Self> {
         let mut bytes = [0; Self::LENGTH];
         input.read_exact(&mut bytes).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => bad("it ends before it has begun"),
@@ -138,7 +138,7 @@ fn drain(pipe: &mut io::PipeReader, out: &mut dyn Write, stop: &AtomicBool) -> i
 
 impl Zfs {
     /// The stream is received as the snapshot of that full name. Whatever follows it is an error.
-    fn receive(
+    pub(super) fn receive(
         &self,
         object: &SnapshotPath,
         begin: &Begin,
@@ -246,7 +246,7 @@ impl Zfs {
 }
 
 /// A new name for what is being received.
-fn draft() -> Result<DatasetPath> {
+pub(super) fn draft() -> Result<DatasetPath> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::io("get", "random bytes", io::Error::other(error)))?;
