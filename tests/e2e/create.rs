@@ -240,8 +240,10 @@ fn the_environment_s_proxy_is_used() {
 #[test]
 fn what_this_host_has_not_is_refused() {
     let daemon = daemon();
-    let error = refused(&daemon, "fetch-auto", 8);
-    assert!(error.contains("Linux") && error.contains("base.txz"), "{error}");
+    if cfg!(target_os = "linux") {
+        let error = refused(&daemon, "fetch-auto", 8);
+        assert!(error.contains("Linux") && error.contains("base.txz"), "{error}");
+    }
     refused(&daemon, "fetch-auto somewhere", 2);
     let error = refused(&daemon, "zfs-copy", 2);
     assert!(error.contains("The SOURCE argument is needed"), "{error}");
