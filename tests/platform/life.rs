@@ -11,6 +11,9 @@ use rustix::process::{Pid, Signal};
 
 use crate::sandbox::{self, Sandbox, wait_for};
 
+/// How long a container may take that is told to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
     let mut names: Vec<_> =
@@ -188,7 +191,7 @@ fn kill_ends_what_ignores_every_signal() {
 #[test]
 fn all_processes_are_told_to_end() {
     let Some(sandbox) = Sandbox::new() else { return };
-    assert!(!sandbox.platform.terminate(&sandbox.container).unwrap());
+    assert!(!sandbox.platform.terminate(&sandbox.container, PATIENCE).unwrap());
     // The first process, one that outlives it, one that joined, and one of another user.
     let wait = |name: &str| {
         format!(
@@ -208,7 +211,7 @@ fn all_processes_are_told_to_end() {
         client.wait_for("joined is up\n");
         others.push(client);
     }
-    assert!(sandbox.platform.terminate(&sandbox.container).unwrap());
+    assert!(sandbox.platform.terminate(&sandbox.container, PATIENCE).unwrap());
     assert_eq!(first.wait_for_exit().code, 143);
     for mut client in others {
         client.wait_for("joined ends\n");

@@ -367,6 +367,15 @@ impl Engine {
             record.hostname = config.hostname.unwrap_or(record.hostname);
             record.workdir = config.workdir.unwrap_or(record.workdir);
             engine.check_record(&record)?;
+            let running = engine.catalogue().entry(&id)?.is_running();
+            let added = |text: &&String| running && !before.jail_param.contains(*text);
+            let added: Vec<_> = record.jail_param.iter().filter(added).cloned().collect();
+            if !added.is_empty() {
+                engine
+                    .platform
+                    .update(&id, &added)
+                    .map_err(Error::platform("update container", &id))?;
+            }
             engine.rename_entry(&id, &record.name)?;
             let stored = engine
                 .storage

@@ -251,7 +251,7 @@ impl Engine {
     fn stop_and_wait(self: &Arc<Self>, id: &Id, time: Duration) -> Result<()> {
         let until = Instant::now() + time;
         if !time.is_zero() {
-            log_failure(format_args!("send SIGTERM to {id}"), self.platform.terminate(id));
+            log_failure(format_args!("send SIGTERM to {id}"), self.platform.terminate(id, time));
             if self.runtime.block_on(self.settled_by(id, Some(until))) {
                 return Ok(());
             }

@@ -5,13 +5,14 @@
 
 #[cfg(target_os = "freebsd")]
 pub mod freebsd;
+#[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no jails"))]
+mod jail_param;
 #[cfg(target_os = "linux")]
 pub mod linux;
-#[cfg_attr(target_os = "freebsd", allow(dead_code, reason = "jails will use it"))]
 mod mountpoint;
-#[cfg_attr(target_os = "freebsd", allow(dead_code, reason = "jails will use it"))]
+mod program;
+mod stdio;
 pub mod supervisor;
-#[cfg_attr(target_os = "freebsd", allow(dead_code, reason = "jails will use it"))]
 mod user;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use kleened_api::container::NetworkDriver;
 use kleened_api::{Id, Timestamp};
@@ -199,6 +201,15 @@ pub trait Platform: Send + Sync + fmt::Debug {
     /// [`Error::Invalid`] or [`Error::Unsupported`], saying what to write instead.
     fn check(&self, network: NetworkDriver, jail_param: &[String]) -> Result<()>;
 
+    /// The running container has these jail parameters besides those that it has. Those that only matter when
+    /// it starts change nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`]; [`Error::Invalid`]; what the kernel says: not everything can be changed later.
+    /// Then nothing changed.
+    fn update(&self, container: &Id, jail_param: &[String]) -> Result<()>;
+
     /// Every mount has something to be mounted on in the container's root: a directory for a
     /// directory, a file for a file; made, with the parents that are missing, where there was
     /// nothing. Nothing outside `root` is touched, whatever links the image has. A repeat is safe.
@@ -239,8 +250,9 @@ pub trait Platform: Send + Sync + fmt::Debug {
     /// [`Error::NotRunning`].
     fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>>;
 
-    /// Every process of the container was sent SIGTERM. False where it did not run.
-    fn terminate(&self, container: &Id) -> Result<bool>;
+    /// What the container says that is to be run when it is stopped (`exec.stop`) was run, for at most that
+    /// time, and then every process of it was sent SIGTERM. False where it did not run.
+    fn terminate(&self, container: &Id, time: Duration) -> Result<bool>;
 
     /// Every process of the container is gone, by SIGKILL, and so are its mounts; also where its
     /// supervisor is gone or does not answer. False where it did not run: a repeat is safe.

@@ -86,6 +86,20 @@ impl User {
     }
 }
 
+/// The login class of the user by the lines of `/etc/master.passwd`, or the one that everybody has who has
+/// none: `login_getpwclass(3)`.
+#[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no login classes"))]
+pub(super) fn login_class(user: &User, master: &[u8]) -> String {
+    let own = entries(master).find(|fields| match &user.name {
+        Some(name) => fields.first() == Some(&name.as_str()),
+        None => field(fields, 2) == Some(user.uid),
+    });
+    let class = own.and_then(|fields| fields.get(4).map(|class| (*class).to_owned()));
+    class
+        .filter(|class| !class.is_empty())
+        .unwrap_or_else(|| if user.uid == 0 { "root" } else { "default" }.to_owned())
+}
+
 /// The lines of a file, in fields. A line that is no text is nobody's.
 fn entries(file: &[u8]) -> impl Iterator<Item = Vec<&str>> {
     let lines = file.split(|byte| *byte == b'\n').filter_map(|line| str::from_utf8(line).ok());
@@ -154,6 +168,15 @@ mod tests {
         for none in ["4294967295", "0:4294967295", "none"] {
             assert!(find(none).is_err(), "{none}");
         }
+    }
+
+    #[test]
+    fn login_classes() {
+        let master = b"root:*:0:0::0:0:Charlie &:/root:/bin/sh\n\
+            www:*:80:80:daemon:0:0:web:/:/usr/sbin/nologin\nstaff:*:5000:5000:staff:0:0::/:\n";
+        let class = |text| login_class(&find(text).unwrap(), master);
+        assert_eq!(["", "www", "5000", "4711"].map(class), ["root", "daemon", "staff", "default"]);
+        assert_eq!(login_class(&find("www").unwrap(), b"www:*:80\n"), "default");
     }
 
     #[test]

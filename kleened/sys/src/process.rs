@@ -131,6 +131,55 @@ pub fn signal_number(name: &str) -> Option<i32> {
     format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as i32)
 }
 
+/// The processes in the jail with this id, without those that have ended and were not waited for.
+///
+/// # Errors
+///
+/// What `sysctl(3)` says.
+///
+/// # Source
+///
+/// `kern.proc.proc`, `kvm_getprocs` in `lib/libkvm/kvm_proc.c`.
+#[cfg(target_os = "freebsd")]
+pub fn of_jail(jid: i32) -> io::Result<Vec<Pid>> {
+    use std::mem::size_of;
+    use std::ptr;
+    let name = [libc::CTL_KERN, libc::KERN_PROC, libc::KERN_PROC_PROC];
+    loop {
+        let mut size = 0;
+        // SAFETY: the name has three parts; without a buffer the call only says how large one has to be.
+        let sized = unsafe {
+            libc::sysctl(name.as_ptr(), 3, ptr::null_mut(), &raw mut size, ptr::null(), 0)
+        };
+        if sized != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Some more, for processes that begin meanwhile.
+        let room = size / size_of::<libc::kinfo_proc>() + 64;
+        let mut list: Vec<libc::kinfo_proc> = Vec::with_capacity(room);
+        let mut size = room * size_of::<libc::kinfo_proc>();
+        let buffer = list.as_mut_ptr().cast();
+        // SAFETY: the name has three parts, and the buffer `size` bytes.
+        let filled =
+            unsafe { libc::sysctl(name.as_ptr(), 3, buffer, &raw mut size, ptr::null(), 0) };
+        if filled != 0 {
+            match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENOMEM) => continue,
+                error => return Err(error),
+            }
+        }
+        // SAFETY: the kernel has filled so many bytes with structures.
+        unsafe { list.set_len(size / size_of::<libc::kinfo_proc>()) };
+        let layout = i32::try_from(size_of::<libc::kinfo_proc>()).unwrap_or_default();
+        if list.iter().any(|process| process.ki_structsize != layout) {
+            return Err(io::Error::other("this kernel describes processes in another way"));
+        }
+        let alive =
+            |process: &&libc::kinfo_proc| process.ki_jid == jid && process.ki_stat != libc::SZOMB;
+        return Ok(list.iter().filter(alive).filter_map(|p| Pid::from_raw(p.ki_pid)).collect());
+    }
+}
+
 /// What [`unshare`] makes anew.
 #[cfg(target_os = "linux")]
 pub use rustix::thread::UnshareFlags as Namespaces;

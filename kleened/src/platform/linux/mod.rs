@@ -20,7 +20,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
@@ -29,12 +29,8 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
-use super::supervisor::wire::{self, Hello, Kind};
-use super::supervisor::{self, RunDir, State};
+use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
 use super::{Error, Exited, Launch, Mount, MountEntry, Platform, Result, Running, mountpoint};
-
-/// How long processes may take to be gone after SIGKILL.
-const KILL_TIME: Duration = Duration::from_secs(30);
 
 /// Containers on Linux.
 #[derive(Debug)]
@@ -64,63 +60,17 @@ impl Linux {
         Ok(Self { run_dir: RunDir::open(run_dir)?, program: sealed })
     }
 
-    /// Where the container runs.
-    fn state(&self, container: &Id) -> Result<Option<(Id, State)>> {
-        let Some(first) = self.run_dir.holder(container)? else { return Ok(None) };
-        let Some(instance) = self.run_dir.instance(&first)? else { return Ok(None) };
-        Ok(instance.state()?.map(|state| (first, state)))
-    }
-
-    /// The container's first instance and its pid 1, which may be there still where the supervisor is
-    /// gone.
-    fn remains(&self, container: &Id) -> Result<Option<(Id, State)>> {
-        for id in self.run_dir.instances()? {
-            let Some(instance) = self.run_dir.instance(&id)? else { continue };
-            let Some(launch) = instance.launch()? else { continue };
-            if launch.container == *container
-                && launch.setup.is_some()
-                && let Some(state) = instance.state()?
-            {
-                return Ok(Some((id, state)));
-            }
-        }
-        Ok(None)
-    }
-
     /// Every process of the container is gone, by SIGKILL.
     fn end(&self, container: &Id, first: &Id, init: Option<&OwnedFd>) -> io::Result<()> {
-        let watcher = self.connect(first).map_err(io::Error::other)?;
+        let watcher = self.run_dir.connect(first).map_err(io::Error::other)?;
         if let Some(init) = init {
             send(init, Signal::KILL)?;
         }
-        match watcher {
-            Some(watcher) => wait_for_end(watcher)?,
-            // Its supervisor can't be asked, but it gives up its lock when it has seen the end.
-            None => {
-                let until = Instant::now() + KILL_TIME;
-                while self.run_dir.holder(container).map_err(io::Error::other)?.is_some() {
-                    if Instant::now() > until {
-                        return Err(not_ended());
-                    }
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-            }
-        }
+        self.run_dir.wait_until_ended(container, watcher)?;
         match init {
             Some(init) if !kernel::ends_within(init, KILL_TIME)? => Err(not_ended()),
             _ => Ok(()),
         }
-    }
-
-    /// Whether the instance's process runs, or, if it is the first one, its container. A supervisor that
-    /// is still there because a client has not taken everything does not count.
-    fn is_running(&self, id: &Id, instance: &supervisor::Instance) -> Result<bool> {
-        if self.run_dir.lock_instance(instance)?.is_some() {
-            return Ok(false);
-        }
-        let Some(launch) = instance.launch()? else { return Ok(false) };
-        let is_first = self.run_dir.holder(&launch.container)?.as_ref() == Some(id);
-        Ok(is_first || instance.exited()?.is_none())
     }
 }
 
@@ -156,6 +106,11 @@ impl Platform for Linux {
         Ok(())
     }
 
+    fn update(&self, _container: &Id, _jail_param: &[String]) -> Result<()> {
+        // None of them has an effect.
+        Ok(())
+    }
+
     fn prepare(&self, root: &Path, mounts: &[Mount]) -> Result<()> {
         mountpoint::prepare(root, mounts)
     }
@@ -166,16 +121,13 @@ impl Platform for Linux {
     }
 
     fn connect(&self, instance: &Id) -> Result<Option<UnixStream>> {
-        match self.run_dir.instance(instance)? {
-            Some(instance) => instance.connect(),
-            None => Ok(None),
-        }
+        self.run_dir.connect(instance)
     }
 
     fn running(&self) -> Result<Vec<Running>> {
         let mut running = Vec::new();
         for container in self.run_dir.containers()? {
-            let Some((instance, state)) = self.state(&container)? else { continue };
+            let Some((instance, state)) = self.run_dir.state(&container)? else { continue };
             let alive = kernel::open_process(state.jid, state.birth)
                 .map_err(|e| Error::io("look for", format_args!("container {container}"), e))?;
             if alive.is_some() {
@@ -187,22 +139,16 @@ impl Platform for Linux {
     }
 
     fn exited(&self, instance: &Id) -> Result<Option<Exited>> {
-        match self.run_dir.instance(instance)? {
-            Some(instance) => instance.exited(),
-            None => Ok(None),
-        }
+        self.run_dir.exited(instance)
     }
 
     fn is_lost(&self, instance: &Id) -> Result<bool> {
-        let Some(found) = self.run_dir.instance(instance)? else { return Ok(false) };
-        Ok(found.was_started()?
-            && found.exited()?.is_none()
-            && self.run_dir.lock_instance(&found)?.is_some())
+        self.run_dir.is_lost(instance)
     }
 
     fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>> {
         let not_running = || Error::NotRunning(container.clone());
-        let (_, state) = self.state(container)?.ok_or_else(not_running)?;
+        let (_, state) = self.run_dir.state(container)?.ok_or_else(not_running)?;
         let look = || -> io::Result<_> {
             let Some(init) = kernel::open_process(state.jid, state.birth)? else { return Ok(None) };
             let mounts = kernel::mounts(state.jid);
@@ -214,8 +160,8 @@ impl Platform for Linux {
             .ok_or_else(not_running)
     }
 
-    fn terminate(&self, container: &Id) -> Result<bool> {
-        let Some((_, state)) = self.state(container)? else { return Ok(false) };
+    fn terminate(&self, container: &Id, _time: Duration) -> Result<bool> {
+        let Some((_, state)) = self.run_dir.state(container)? else { return Ok(false) };
         // Pid 1 passes it on to all.
         kernel::open_process(state.jid, state.birth)
             .and_then(|init| init.map_or(Ok(false), |init| send(&init, Signal::TERM)))
@@ -225,9 +171,9 @@ impl Platform for Linux {
     fn kill(&self, container: &Id) -> Result<bool> {
         let fail = |error| Error::io("kill", format_args!("container {container}"), error);
         let open = |state: &State| kernel::open_process(state.jid, state.birth).map_err(fail);
-        let (first, init) = match self.state(container)? {
+        let (first, init) = match self.run_dir.state(container)? {
             Some((first, state)) => (first, open(&state)?),
-            None => match self.remains(container)? {
+            None => match self.run_dir.remains(container)? {
                 Some((first, state)) => match open(&state)? {
                     Some(init) => (first, Some(init)),
                     None => return Ok(false),
@@ -246,57 +192,16 @@ impl Platform for Linux {
         // Its pid 1 goes with its supervisor, but that can take a while.
         self.kill(container)?;
         unmount_below(root)?;
-        for id in self.run_dir.instances()? {
-            let Some(instance) = self.run_dir.instance(&id)? else { continue };
-            let Some(launch) = instance.launch()? else { continue };
-            if launch.container != *container {
-                continue;
-            }
-            if self.is_running(&id, &instance)?
-                && let Some(supervisor) = instance.connect()?
-            {
-                // Its process went with the container, and it is about to say so.
-                wait_for_end(supervisor)
-                    .map_err(|e| Error::io("wait for", format_args!("instance {id}"), e))?;
-            }
-            match instance.exited()? {
-                Some(_) if launch.setup.is_some() => instance.clear()?,
-                _ => self.run_dir.remove(&id)?,
-            }
-        }
-        Ok(())
+        self.run_dir.release_instances(container)
     }
 
     fn forget(&self, instance: &Id) -> Result<()> {
-        let Some(found) = self.run_dir.instance(instance)? else { return Ok(()) };
-        if self.is_running(instance, &found)? {
-            let what = format_args!("execution instance {instance}: it has not ended");
-            return Err(Error::io("forget", what, io::ErrorKind::ResourceBusy));
-        }
-        self.run_dir.remove(instance)
+        self.run_dir.forget(instance)
     }
 
     fn sweep(&self, known: &dyn Fn(&Id) -> bool) -> Result<()> {
-        for id in self.run_dir.instances()? {
-            let Some(instance) = self.run_dir.instance(&id)? else { continue };
-            // Of a first process that has ended only its name is left, which is the container's.
-            let container = instance.launch()?.map_or_else(|| id.clone(), |it| it.container);
-            if !known(&container) && !self.is_running(&id, &instance)? {
-                self.run_dir.remove(&id)?;
-            }
-        }
-        for container in self.run_dir.containers()? {
-            if !known(&container) {
-                self.run_dir.release(&container)?;
-            }
-        }
-        Ok(())
+        self.run_dir.sweep(known)
     }
-}
-
-fn not_ended() -> io::Error {
-    let text = "its processes did not end; the kernel may be waiting for a device";
-    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// The process was sent the signal. False where it has ended.
@@ -305,26 +210,6 @@ fn send(process: &OwnedFd, signal: Signal) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::SRCH) => Ok(false),
         Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Returns when the container whose supervisor this is has ended and is recorded as ended.
-fn wait_for_end(mut supervisor: UnixStream) -> io::Result<()> {
-    supervisor.set_read_timeout(Some(KILL_TIME))?;
-    let hello = serde_json::to_vec(&Hello { attach: false })?;
-    // It may be gone already, which is what is waited for.
-    let _ = wire::write(&mut supervisor, Kind::Hello, &hello);
-    loop {
-        match wire::read(&mut supervisor) {
-            Ok(Some((Kind::Ended, _)) | None) => return Ok(()),
-            Ok(Some(_)) => (),
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                    return Err(not_ended());
-                }
-                _ => return Ok(()),
-            },
-        }
     }
 }
 

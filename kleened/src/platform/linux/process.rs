@@ -1,6 +1,5 @@
 //! The last steps of a process before it is the program that was asked for.
 
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -10,12 +9,11 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::start::{Stdio, give_up};
+use crate::platform::program::{self, give_up, start_error};
+use crate::platform::stdio::Stdio;
 use crate::platform::supervisor::Failure;
 use crate::platform::user::{self, User};
 use crate::platform::{Error, Process};
-
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The group `tty`, by the number that it has everywhere.
 const TTY: u32 = 5;
@@ -116,11 +114,7 @@ fn become_program(
     }
     kleened_sys::process::close_rest_on_exec().map_err(system)?;
     kleened_sys::process::reset_signals().map_err(system)?;
-    Err(run(process, &user))
-}
-
-fn start_error(program: &str, reason: String, exit_code: i32) -> Failure {
-    Error::Start { program: program.to_owned(), reason, exit_code }.into()
+    Err(program::run(process, &user))
 }
 
 /// The user can open what it got as input and output anew, as `/dev/stdout`.
@@ -164,88 +158,4 @@ pub(super) fn keep_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
     let inheritable = CapabilitySet::empty();
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
     rustix::thread::set_capabilities(None, sets)
-}
-
-/// Executes the program; returns when that fails.
-fn run(process: &Process, user: &User) -> Failure {
-    let program = process.argv.first().map_or("", String::as_str);
-    let environment = environment(process, user);
-    let text = |texts: &[String]| {
-        texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()
-    };
-    let (Ok(arguments), Ok(variables)) = (text(&process.argv), text(&environment)) else {
-        let reason = "its arguments and environment must not contain a NUL byte";
-        return start_error(program, reason.to_owned(), 126);
-    };
-    if program.is_empty() {
-        return start_error(program, "the command is empty".to_owned(), 127);
-    }
-    let path = environment.iter().find_map(|variable| variable.strip_prefix("PATH="));
-    let candidates: Vec<String> = if program.contains('/') {
-        vec![program.to_owned()]
-    } else {
-        let dirs = path.unwrap_or_default().split(':');
-        // An empty one is the present directory.
-        dirs.map(|dir| if dir.is_empty() { "." } else { dir })
-            .map(|dir| format!("{dir}/{program}"))
-            .collect()
-    };
-    let mut refused = None;
-    for candidate in candidates {
-        let Ok(name) = CString::new(candidate.as_str()) else { continue };
-        let errno = kleened_sys::process::execute(&name, &arguments, &variables);
-        match Errno::from_io_error(&errno) {
-            Some(Errno::NOENT | Errno::NOTDIR)
-                if rustix::fs::access(&candidate, rustix::fs::Access::EXISTS).is_err() =>
-            {
-                continue;
-            }
-            Some(Errno::NOENT) => {
-                let reason =
-                    format!("the interpreter or loader that {candidate} names is not there");
-                return start_error(program, reason, 127);
-            }
-            Some(Errno::ACCESS) => refused = Some((candidate, errno)),
-            _ => return start_error(program, format!("{candidate}: {errno}"), 126),
-        }
-    }
-    match refused {
-        Some((path, errno)) => {
-            start_error(program, format!("{path} can't be executed: {errno}"), 126)
-        }
-        None if program.contains('/') => {
-            start_error(program, "there is no such file in the container".to_owned(), 127)
-        }
-        None => {
-            let path = path.unwrap_or_default();
-            start_error(
-                program,
-                format!("it is in no directory of PATH in the container ({path})"),
-                127,
-            )
-        }
-    }
-}
-
-/// The variables that were asked for, and what a program can expect besides.
-fn environment(process: &Process, user: &User) -> Vec<String> {
-    let mut variables = process.env.clone();
-    let mut add = |name: &str, value: &str| {
-        let is_there = variables
-            .iter()
-            .any(|variable| variable.strip_prefix(name).is_some_and(|rest| rest.starts_with('=')));
-        if !is_there {
-            variables.push(format!("{name}={value}"));
-        }
-    };
-    add("PATH", DEFAULT_PATH);
-    add("HOME", &user.home);
-    add("SHELL", &user.shell);
-    if let Some(name) = &user.name {
-        add("USER", name);
-    }
-    if process.tty {
-        add("TERM", "xterm");
-    }
-    variables
 }

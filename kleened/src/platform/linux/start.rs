@@ -5,8 +5,7 @@
 //! parent reports over a socket: first a descriptor of the process, then how it ended. A pipe that is
 //! closed when the program is executed carries what went wrong before.
 
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -23,14 +22,15 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::pipe::PipeFlags;
-use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitOptions};
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType};
 
 use super::container::{self, Parts};
 use super::{kernel, process};
-use crate::platform::supervisor::{Event, Failure, Guest, Started, State, Streams, read_all};
+use crate::platform::program::{exit_code, give_up, is_abandoned};
+use crate::platform::stdio::{Stdio, Terminal, open_streams};
+use crate::platform::supervisor::{Event, Failure, Guest, Started, State, read_all};
 use crate::platform::{Error, Launch, Process, Setup};
 
 /// How long a new container may take until its program is executed: disks may have to wake up.
@@ -38,9 +38,6 @@ const CREATE_TIME: Duration = Duration::from_secs(60);
 
 /// How long that may take in a running container, whose superuser can stop the process on its way.
 const JOIN_TIME: Duration = Duration::from_secs(10);
-
-/// The size of a terminal whose client hasn't said how large it is.
-const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
 
 /// The exit status of what SIGKILL ended.
 const KILLED: i32 = 128 + 9;
@@ -210,58 +207,8 @@ impl Drop for Inmate {
     }
 }
 
-/// The process's ends of its input and output.
-#[derive(Debug)]
-pub(super) struct Stdio {
-    pub(super) input: OwnedFd,
-    pub(super) output: OwnedFd,
-    pub(super) errors: OwnedFd,
-    pub(super) terminal: bool,
-}
-
-impl Stdio {
-    fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
-        [self.input.as_fd(), self.output.as_fd(), self.errors.as_fd()]
-    }
-
-    fn into_terminal(self) -> Option<OwnedFd> {
-        self.terminal.then_some(self.input)
-    }
-}
-
-/// Both ends of the process's input and output; of a terminal where one is given.
-fn open_streams(
-    process: &Process,
-    terminal: io::Result<Option<OwnedFd>>,
-) -> Result<(Streams, Stdio), Error> {
-    let open = || -> io::Result<_> {
-        if let Some(master) = terminal? {
-            rustix::termios::tcsetwinsize(&master, WINDOW)?;
-            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-            let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
-            let input = if process.stdin { Some(master.try_clone()?) } else { None };
-            let streams = Streams { input, output: master, errors: None, terminal: true };
-            let (output, errors) = (slave.try_clone()?, slave.try_clone()?);
-            return Ok((streams, Stdio { input: slave, output, errors, terminal: true }));
-        }
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
-        // Without a writer it is an empty input; the host's /dev/null could be changed through it.
-        let (input, to_input) = pipe()?;
-        let (from_output, output) = pipe()?;
-        let (from_errors, errors) = pipe()?;
-        let streams = Streams {
-            input: process.stdin.then_some(to_input),
-            output: from_output,
-            errors: Some(from_errors),
-            terminal: false,
-        };
-        Ok((streams, Stdio { input, output, errors, terminal: false }))
-    };
-    open().map_err(|error| Error::io("open", "the process's input and output", error))
-}
-
-/// The supervisor's end of a new terminal, by its multiplexer below `dir`.
-fn open_terminal(dir: BorrowedFd<'_>, multiplexer: &str) -> io::Result<OwnedFd> {
+/// A new terminal, by its multiplexer below `dir`.
+fn open_terminal(dir: BorrowedFd<'_>, multiplexer: &str) -> io::Result<Terminal> {
     let place = resolve_in_root(dir, multiplexer, OFlags::PATH)?;
     // Opening anything else that a container has put there could do harm.
     if rustix::fs::fstatfs(&place)?.f_type != DEVPTS {
@@ -270,7 +217,9 @@ fn open_terminal(dir: BorrowedFd<'_>, multiplexer: &str) -> io::Result<OwnedFd> 
     let flags = OFlags::RDWR | OFlags::NOCTTY;
     let master = resolve_in_root(dir, multiplexer, flags)?;
     rustix::pty::unlockpt(&master)?;
-    Ok(master)
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    Ok(Terminal { master, slave })
 }
 
 /// The supervisor's end of what connects it with the inside.
@@ -384,24 +333,6 @@ fn receive_process_with(from: BorrowedFd<'_>, flags: RecvFlags) -> io::Result<Op
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     }))
-}
-
-/// What went wrong inside goes to the supervisor, and the process ends.
-pub(super) fn give_up(line: &OwnedFd, failure: impl Into<Failure>) -> ! {
-    if let Ok(text) = serde_json::to_vec(&failure.into())
-        && let Ok(line) = line.try_clone()
-    {
-        // Without a supervisor there is nobody to tell.
-        let _ = File::from(line).write_all(&text);
-    }
-    exit_now(127)
-}
-
-/// Whether the supervisor is gone.
-fn is_abandoned(line: &OwnedFd) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(line.as_fd(), PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut fds, Some(&now)) != Ok(0)
 }
 
 /// Pid 1 of a new container: makes it, starts the process in it, and takes care of every process that
@@ -577,11 +508,4 @@ fn settle(keep: &[BorrowedFd<'_>], capabilities: CapabilitySet) {
     let _ = rustix::process::chdir("/");
     let _ = rustix::thread::set_name(c"init");
     let _ = kleened_sys::process::close_all_but(keep);
-}
-
-fn exit_code(status: WaitStatus) -> i32 {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => code,
-        (None, signal) => 128 + signal.unwrap_or(9),
-    }
 }

@@ -22,10 +22,12 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub mod log;
+mod records;
 mod relay;
 mod run_dir;
 pub mod wire;
 
+pub(crate) use records::{KILL_TIME, not_ended};
 pub(crate) use run_dir::{Instance, RunDir, State};
 
 use super::{Error, Launch, Result};

@@ -1,6 +1,5 @@
 //! Mounting datasets, and which are mounted where.
 
-use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +32,7 @@ pub use linux::{dataset_mounted_at, mount_dataset, mounted, unmount};
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use std::ffi::OsString;
     use std::fs::File;
     use std::io::{BufRead, BufReader};
     use std::os::unix::ffi::OsStringExt;
@@ -198,13 +198,11 @@ mod linux {
 
 #[cfg(target_os = "freebsd")]
 mod freebsd {
-    use std::ffi::{CString, c_char};
-    use std::mem::MaybeUninit;
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-
-    use nix::mount::{MntFlags, Nmount};
+    use nix::mount::MntFlags;
+    use rustix::fs::{Mode, OFlags};
 
     use super::*;
+    use crate::nmount;
 
     /// The dataset is mounted at `target`, a directory.
     ///
@@ -212,14 +210,11 @@ mod freebsd {
     ///
     /// `ENOENT` for either; `EBUSY` where it is mounted; what `nmount(2)` says.
     pub fn mount_dataset(dataset: &str, target: &Path, flags: MountFlags) -> io::Result<()> {
-        let (from, at) = (CString::new(dataset)?, CString::new(target.as_os_str().as_bytes())?);
-        let mut bits = MntFlags::empty();
-        bits.set(MntFlags::MNT_RDONLY, flags.read_only);
-        bits.set(MntFlags::MNT_NOSUID, flags.no_setuid);
-        bits.set(MntFlags::MNT_NOEXEC, flags.no_exec);
-        let mut call = Nmount::new();
-        call.str_opt(c"fstype", c"zfs").str_opt(c"fspath", &at).str_opt(c"from", &from);
-        call.nmount(bits).map_err(|error| io::Error::from(error.error()))
+        let mut bits = nmount::Flags::empty();
+        bits.set(nmount::Flags::MNT_RDONLY, flags.read_only);
+        bits.set(nmount::Flags::MNT_NOSUID, flags.no_setuid);
+        bits.set(nmount::Flags::MNT_NOEXEC, flags.no_exec);
+        nmount::mount(c"zfs", Path::new(dataset), target, &[], bits)
     }
 
     /// Nothing is mounted at `target` that was: the topmost of the mounts there is gone. With `force`,
@@ -240,15 +235,9 @@ mod freebsd {
     /// What `statfs(2)` says; `ENOENT` where there is no `path`.
     pub fn dataset_mounted_at(path: &Path) -> io::Result<Option<String>> {
         let path = std::fs::canonicalize(path)?;
-        let c = CString::new(path.as_os_str().as_bytes())?;
-        let mut found = MaybeUninit::<libc::statfs>::zeroed();
-        // SAFETY: the path is a C string, and `found` a place for the structure.
-        if unsafe { libc::statfs(c.as_ptr(), found.as_mut_ptr()) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: all zeros is a value of it, and the kernel has filled it.
-        let found = unsafe { found.assume_init() };
-        Ok(dataset(&found).filter(|mount| mount.at == path).map(|mount| mount.dataset))
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let found = nmount::of_file(file)?;
+        Ok(dataset(found).filter(|mount| mount.at == path).map(|mount| mount.dataset))
     }
 
     /// The datasets and snapshots that are mounted, in the order of the kernel's table: of two at one
@@ -258,38 +247,11 @@ mod freebsd {
     ///
     /// What `getfsstat(2)` says.
     pub fn mounted() -> io::Result<Vec<Mounted>> {
-        loop {
-            // SAFETY: without a buffer the call only counts.
-            let count = unsafe { libc::getfsstat(std::ptr::null_mut(), 0, libc::MNT_NOWAIT) };
-            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-            // Some more, for mounts that are made meanwhile.
-            let room = count + 16;
-            let mut table: Vec<libc::statfs> = Vec::with_capacity(room);
-            let size = room.saturating_mul(size_of::<libc::statfs>());
-            let size = size.try_into().map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
-            // SAFETY: the buffer has that size.
-            let filled = unsafe { libc::getfsstat(table.as_mut_ptr(), size, libc::MNT_NOWAIT) };
-            let filled = usize::try_from(filled).map_err(|_| io::Error::last_os_error())?;
-            if filled < room {
-                // SAFETY: the kernel has filled that many, fewer than there is room for.
-                unsafe { table.set_len(filled) };
-                return Ok(table.iter().filter_map(dataset).collect());
-            }
-        }
+        Ok(nmount::table()?.into_iter().filter_map(dataset).collect())
     }
 
-    fn dataset(mount: &libc::statfs) -> Option<Mounted> {
-        if text(&mount.f_fstypename) != b"zfs" {
-            return None;
-        }
-        Some(Mounted {
-            dataset: String::from_utf8_lossy(&text(&mount.f_mntfromname)).into_owned(),
-            at: PathBuf::from(OsString::from_vec(text(&mount.f_mntonname))),
-        })
-    }
-
-    /// The text in a buffer that ends with a zero byte, or is full.
-    fn text(buffer: &[c_char]) -> Vec<u8> {
-        buffer.iter().map(|c| *c as u8).take_while(|byte| *byte != 0).collect()
+    fn dataset(mount: nmount::Entry) -> Option<Mounted> {
+        (mount.kind == "zfs")
+            .then(|| Mounted { dataset: mount.from.to_string_lossy().into_owned(), at: mount.at })
     }
 }

@@ -1,0 +1,197 @@
+//! A jail with what belongs to it, from the first mount to the last.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kleened_api::Id;
+use kleened_sys::jail::param::Parameter;
+use kleened_sys::jail::{self, Action};
+use kleened_sys::process::{Fork, exit_now, fork};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use super::kernel;
+use crate::platform::jail_param::{Hook, Plan};
+use crate::platform::supervisor::{KILL_TIME, not_ended};
+use crate::platform::{Error, Result};
+
+/// What the user's commands are written for.
+const SHELL: &str = "/bin/sh";
+
+/// Where the host's commands are.
+const PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin";
+
+/// A jail that this process makes and ends. Dropping it ends it: nothing of it runs, and nothing is
+/// mounted below its root.
+#[derive(Debug)]
+pub(super) struct Cage {
+    container: Id,
+    root: PathBuf,
+    plan: Plan,
+    jid: Option<i32>,
+    keeper: Option<Keeper>,
+    ended: bool,
+}
+
+impl Cage {
+    pub(super) fn new(container: &Id, root: &Path, plan: Plan) -> Self {
+        let (container, root) = (container.clone(), root.to_owned());
+        Self { container, root, plan, jid: None, keeper: None, ended: false }
+    }
+
+    pub(super) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The jail is there. It goes with this process, even where that is killed.
+    pub(super) fn make(&mut self, parameters: &[Parameter]) -> Result<i32> {
+        let fail = |error: io::Error| {
+            Error::io("make", format_args!("the jail of container {}", self.container), error)
+        };
+        let keeper = Keeper::start(&self.container).map_err(fail)?;
+        let keeper = self.keeper.insert(keeper);
+        let jid = jail::set(parameters, Action::Create).map_err(|e| fail(e.into()))?;
+        self.jid = Some(jid);
+        keeper.tell(jid).map_err(fail)?;
+        Ok(jid)
+    }
+
+    /// The jail has these parameters.
+    pub(super) fn set(&self, parameters: &[Parameter]) -> Result<()> {
+        let Some(jid) = self.jid else { return Ok(()) };
+        let mut all = vec![Parameter::int("jid", jid)];
+        all.extend_from_slice(parameters);
+        let jail = format_args!("the jail of container {}", self.container);
+        jail::set(&all, Action::Update)
+            .map(drop)
+            .map_err(|error| Error::io("change", jail, io::Error::from(error)))
+    }
+
+    /// The host's commands for that time were run, each with success.
+    pub(super) fn run(&self, hook: Hook) -> Result<()> {
+        for command in self.plan.hook(hook) {
+            run(command, self.plan.timeout)
+                .map_err(|error| Error::io("run", format_args!("'{command}'"), error))?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of the jail runs, and nothing is mounted below its root. A repeat is safe.
+    pub(super) fn end(&mut self) -> Result<()> {
+        if self.ended {
+            return Ok(());
+        }
+        self.ended = true;
+        let gone = self.jid.map_or(Ok(true), |jid| {
+            jail::remove(jid)?;
+            kernel::is_gone_within(jid, KILL_TIME)
+        });
+        let jail = format_args!("the jail of container {}", self.container);
+        match gone {
+            Ok(true) => (),
+            Ok(false) => return Err(Error::io("end", jail, not_ended())),
+            Err(error) => return Err(Error::io("end", jail, error)),
+        }
+        self.keeper = None;
+        // Each of them, as in jail(8): one that fails is not a reason not to clean up.
+        let mut first = Ok(());
+        for done in
+            [self.run(Hook::Poststop), kernel::unmount_below(&self.root), self.run(Hook::Release)]
+        {
+            first = first.and(done);
+        }
+        first
+    }
+}
+
+impl Drop for Cage {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+/// Runs a command of the host's, with a shell, as `jail(8)` does.
+pub(super) fn run(command: &str, time: Duration) -> io::Result<()> {
+    let mut shell = Command::new(SHELL);
+    shell.arg("-c").arg(command).env_clear().env("PATH", PATH).current_dir("/");
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    let mut child = shell.spawn()?;
+    let until = Instant::now() + time;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return match status.success() {
+                true => Ok(()),
+                false => Err(io::Error::other(format!("it failed: {status}"))),
+            };
+        }
+        if Instant::now() > until {
+            // And what it started.
+            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+                let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+            }
+            child.wait()?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long: exec.timeout"));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A process that ends the jail when the supervisor was killed. It has nothing open but a pipe, which is
+/// closed then.
+#[derive(Debug)]
+struct Keeper {
+    pid: Pid,
+    line: OwnedFd,
+}
+
+impl Keeper {
+    fn start(container: &Id) -> io::Result<Self> {
+        let (from, line) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        match fork()? {
+            Fork::Child => {
+                drop(line);
+                keep(container, &from)
+            }
+            Fork::Parent(pid) => Ok(Self { pid, line }),
+        }
+    }
+
+    /// It knows which jail it is.
+    fn tell(&self, jid: i32) -> io::Result<()> {
+        rustix::io::write(&self.line, &jid.to_ne_bytes())?;
+        Ok(())
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.pid, Signal::KILL);
+        let wait = || rustix::process::waitpid(Some(self.pid), WaitOptions::empty());
+        let _ = rustix::io::retry_on_intr(wait);
+    }
+}
+
+fn keep(container: &Id, line: &OwnedFd) -> ! {
+    use std::os::fd::AsFd;
+    let _ = kleened_sys::process::close_all_but(&[line.as_fd()]);
+    let mut told = None;
+    let mut number = [0; 4];
+    loop {
+        match rustix::io::read(line, &mut number) {
+            Ok(4) => told = Some(i32::from_ne_bytes(number)),
+            Err(rustix::io::Errno::INTR) => (),
+            _ => break,
+        }
+    }
+    // Of the same name there may be a new one already.
+    if let Ok(Some(jid)) = jail::find(container.as_str())
+        && told.is_none_or(|told| told == jid)
+    {
+        let _ = jail::remove(jid);
+    }
+    exit_now(0)
+}

@@ -1,0 +1,299 @@
+//! FreeBSD: containers are jails, with the container's id as their name.
+//!
+//! | of a jail | is |
+//! | --- | --- |
+//! | its root | the container's file system, by `path` |
+//! | its mounts | the host's, below the root: they are made before it, and unmounted after it |
+//! | its end | when its last process has ended; it is created with `persist`, which is taken away when the first process runs |
+//!
+//! `cage` is a jail with what belongs to it, `container` mounts what is in it, `process` turns a process into
+//! a program in it, `start` is the supervisor's part, and this file is the daemon's. FreeBSD 14 is needed.
+
+mod cage;
+mod container;
+mod kernel;
+mod process;
+mod start;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use kleened_api::Id;
+use kleened_api::container::NetworkDriver;
+use kleened_sys::jail::param::{Parameter, Table};
+use kleened_sys::jail::{self, Action};
+use rustix::process::Signal;
+
+use super::jail_param::{self, Hook, Plan};
+use super::supervisor::wire::{self, Hello, Kind};
+use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
+use super::{
+    Error, Exited, Launch, Mount, MountEntry, Platform, Process, Result, Running, mountpoint,
+};
+
+/// Containers on FreeBSD.
+#[derive(Debug)]
+pub struct FreeBsd {
+    run_dir: RunDir,
+    /// The program that supervisors are.
+    program: PathBuf,
+}
+
+impl FreeBsd {
+    /// The jails whose supervisors keep their records in `run_dir`, which is made where it is missing.
+    /// Supervisors are `program`, which must call [`super::supervise`]; without one, they are this program.
+    ///
+    /// # Errors
+    ///
+    /// `run_dir` can't be made, or this program not be found.
+    pub fn open(run_dir: &Path, program: Option<&Path>) -> Result<Self> {
+        let program = match program {
+            Some(program) => program.to_owned(),
+            None => std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?,
+        };
+        Ok(Self { run_dir: RunDir::open(run_dir)?, program })
+    }
+
+    /// Where the container runs: the instance of its first process, and its jail.
+    fn jail(&self, container: &Id) -> Result<Option<(Id, State)>> {
+        let Some((first, state)) = self.run_dir.state(container)? else { return Ok(None) };
+        Ok((find(container)? == Some(state.jid)).then_some((first, state)))
+    }
+
+    /// What is to run in the container, or on the host, when it is stopped.
+    fn plan(&self, first: &Id) -> Result<Option<Plan>> {
+        let Some(setup) = self.run_dir.setup(first)? else { return Ok(None) };
+        let plan = Plan::new(&setup.jail_param, setup.network, &setup.hostname);
+        plan.map(Some).map_err(Error::Invalid)
+    }
+
+    /// Runs a command in the container, for at most that time.
+    fn run_inside(&self, container: &Id, command: &str, time: Duration) -> Result<()> {
+        let fail = |error| Error::io("run", format_args!("'{command}' in {container}"), error);
+        let instance = random_id().map_err(fail)?;
+        let argv = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
+        let process = Process {
+            argv,
+            env: Vec::new(),
+            user: String::new(),
+            workdir: "/".to_owned(),
+            tty: false,
+            stdin: false,
+        };
+        let launch = Launch {
+            instance: instance.clone(),
+            container: container.clone(),
+            setup: None,
+            process,
+            attach: false,
+        };
+        self.launch(&launch)?;
+        let ended = match self.connect(&instance)? {
+            Some(stream) => wait_for_exit(stream, time).map_err(fail)?,
+            None => true,
+        };
+        // It goes on where it takes longer, until the jail ends; then it is forgotten with it.
+        if ended { self.forget(&instance) } else { Ok(()) }
+    }
+}
+
+impl Platform for FreeBsd {
+    fn name(&self) -> &'static str {
+        "freebsd"
+    }
+
+    fn check(&self, network: NetworkDriver, jail_param: &[String]) -> Result<()> {
+        if !matches!(network, NetworkDriver::Host | NetworkDriver::Disabled) {
+            return Err(Error::Unsupported(format!(
+                "the network driver '{}' is not supported yet: use 'host' or 'disabled'",
+                network.as_str()
+            )));
+        }
+        let plan = Plan::new(jail_param, network, "container").map_err(Error::Invalid)?;
+        plan.encode(&table()?).map(drop).map_err(Error::Invalid)
+    }
+
+    fn update(&self, container: &Id, jail_param: &[String]) -> Result<()> {
+        let mut parameters = jail_param::changes(&table()?, jail_param).map_err(Error::Invalid)?;
+        if parameters.is_empty() {
+            return Ok(());
+        }
+        let (_, state) =
+            self.jail(container)?.ok_or_else(|| Error::NotRunning(container.clone()))?;
+        parameters.push(Parameter::int("jid", state.jid));
+        jail::set(&parameters, Action::Update).map(drop).map_err(|error| {
+            let jail = format_args!("the jail of container {container}");
+            Error::io("change", jail, io::Error::from(error))
+        })
+    }
+
+    fn prepare(&self, root: &Path, mounts: &[Mount]) -> Result<()> {
+        mountpoint::prepare(root, mounts)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        supervisor::spawn(&self.run_dir, self.program.as_os_str(), launch)
+    }
+
+    fn connect(&self, instance: &Id) -> Result<Option<UnixStream>> {
+        self.run_dir.connect(instance)
+    }
+
+    fn running(&self) -> Result<Vec<Running>> {
+        let mut running = Vec::new();
+        for container in self.run_dir.containers()? {
+            if let Some((instance, State { jid, started, .. })) = self.jail(&container)? {
+                running.push(Running { container, instance, jid, started });
+            }
+        }
+        Ok(running)
+    }
+
+    fn exited(&self, instance: &Id) -> Result<Option<Exited>> {
+        self.run_dir.exited(instance)
+    }
+
+    fn is_lost(&self, instance: &Id) -> Result<bool> {
+        self.run_dir.is_lost(instance)
+    }
+
+    fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>> {
+        let not_running = || Error::NotRunning(container.clone());
+        let (first, _) = self.jail(container)?.ok_or_else(not_running)?;
+        let setup = self.run_dir.setup(&first)?.ok_or_else(not_running)?;
+        kernel::mounts(&setup.root)
+            .map_err(|e| Error::io("list the mounts of", format_args!("container {container}"), e))
+    }
+
+    fn terminate(&self, container: &Id, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        let Some((first, state)) = self.jail(container)? else { return Ok(false) };
+        let left = || until.saturating_duration_since(Instant::now());
+        if let Some(plan) = self.plan(&first)? {
+            // As in jail(8), a command that fails is not a reason to go on running.
+            for command in plan.hook(Hook::Prestop) {
+                if let Err(error) = cage::run(command, plan.timeout.min(left())) {
+                    tracing::warn!(%container, command, %error, "exec.prestop");
+                }
+            }
+            for command in plan.hook(Hook::Stop) {
+                match self.run_inside(container, command, plan.timeout.min(left())) {
+                    Ok(()) | Err(Error::NotRunning(_)) => (),
+                    Err(error) => tracing::debug!(%container, command, %error, "exec.stop"),
+                }
+            }
+        }
+        // By their numbers, as in jail(8).
+        let fail = |error| Error::io("end", format_args!("container {container}"), error);
+        for pid in kleened_sys::process::of_jail(state.jid).map_err(fail)? {
+            // It may have ended just now.
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        Ok(true)
+    }
+
+    fn kill(&self, container: &Id) -> Result<bool> {
+        let fail = |error| Error::io("kill", format_args!("container {container}"), error);
+        let jid = find(container)?;
+        let (first, state) = match self.run_dir.state(container)? {
+            Some(found) => found,
+            None => match self.run_dir.remains(container)? {
+                Some(found) => found,
+                None => return Ok(false),
+            },
+        };
+        let watcher = self.run_dir.connect(&first)?;
+        let is_held = self.run_dir.holder(container)?.is_some();
+        if jid != Some(state.jid) && !is_held {
+            return Ok(false);
+        }
+        jail::remove(state.jid).map_err(fail)?;
+        if !kernel::is_gone_within(state.jid, KILL_TIME).map_err(fail)? {
+            return Err(fail(not_ended()));
+        }
+        self.run_dir.wait_until_ended(container, watcher).map_err(fail)?;
+        if let Some(setup) = self.run_dir.setup(&first)? {
+            kernel::unmount_below(&setup.root)?;
+        }
+        Ok(true)
+    }
+
+    fn release(&self, container: &Id, root: &Path) -> Result<()> {
+        if !self.run_dir.release(container)? {
+            return Err(Error::Running(container.clone()));
+        }
+        clear(container, root)?;
+        self.run_dir.release_instances(container)
+    }
+
+    fn forget(&self, instance: &Id) -> Result<()> {
+        self.run_dir.forget(instance)
+    }
+
+    fn sweep(&self, known: &dyn Fn(&Id) -> bool) -> Result<()> {
+        self.run_dir.sweep(known)
+    }
+}
+
+/// The id of the container's jail, where that is alive.
+fn find(container: &Id) -> Result<Option<i32>> {
+    jail::find(container.as_str()).map_err(|e| {
+        Error::io("look for", format_args!("container {container}"), io::Error::from(e))
+    })
+}
+
+/// The jail parameters of this host.
+fn table() -> Result<Table> {
+    jail::parameters().map_err(|error| Error::io("list", "the kernel's jail parameters", error))
+}
+
+/// Nothing of a container without a supervisor runs, and nothing is mounted below its root.
+fn clear(container: &Id, root: &Path) -> Result<()> {
+    let fail = |error| Error::io("kill", format_args!("container {container}"), error);
+    if let Some(jid) = find(container)? {
+        jail::remove(jid).map_err(fail)?;
+        if !kernel::is_gone_within(jid, KILL_TIME).map_err(fail)? {
+            return Err(fail(not_ended()));
+        }
+    }
+    kernel::unmount_below(root)
+}
+
+/// An id that nobody has.
+fn random_id() -> io::Result<Id> {
+    let mut bytes = [0; 6];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    // Never all decimal.
+    let mut text = String::from("c");
+    text.extend(bytes.iter().flat_map(|byte| {
+        [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0'))
+    }));
+    text.truncate(12);
+    text.parse().map_err(io::Error::other)
+}
+
+/// Whether the process whose supervisor this is ends in that time.
+fn wait_for_exit(mut supervisor: UnixStream, time: Duration) -> io::Result<bool> {
+    let until = Instant::now() + time;
+    wire::write(&mut supervisor, Kind::Hello, &serde_json::to_vec(&Hello { attach: false })?)?;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        supervisor.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match wire::read(&mut supervisor) {
+            Ok(Some((Kind::EXIT, _)) | None) => return Ok(true),
+            Ok(Some(_)) => (),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => return Ok(false),
+                _ => return Ok(true),
+            },
+        }
+    }
+}
+
+/// See [`super::supervise`].
+pub(super) fn supervise(dir: &Path) -> ExitCode {
+    supervisor::main(dir, start::start)
+}

@@ -1,0 +1,113 @@
+//! The last steps of a process before it is the program that was asked for.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use kleened_sys::jail;
+use nix::unistd::{Gid, Uid};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Signal};
+
+use crate::platform::program::{self, give_up, is_abandoned, start_error};
+use crate::platform::stdio::Stdio;
+use crate::platform::supervisor::Failure;
+use crate::platform::user::{self, User};
+use crate::platform::{Error, Launch};
+
+/// What is written to the line when nothing is left to do but to execute the program.
+pub(super) const READY: u8 = b'+';
+
+/// The group `tty`, by the number that it has everywhere.
+const TTY: u32 = 4;
+
+/// This process is the program, in the jail. What goes wrong goes over the line, which is closed
+/// otherwise.
+pub(super) fn execute(launch: &Launch, jid: i32, stdio: &Stdio, line: &OwnedFd) -> ! {
+    let Err(failure) = become_program(launch, jid, stdio, line);
+    give_up(line, failure)
+}
+
+fn become_program(
+    launch: &Launch,
+    jid: i32,
+    stdio: &Stdio,
+    line: &OwnedFd,
+) -> Result<Infallible, Failure> {
+    let process = &launch.process;
+    let program = process.argv.first().map_or("", String::as_str);
+    let fail = |reason: String| start_error(program, reason, 126);
+    let step = |what: &'static str| {
+        move |errno: Errno| Failure::from(Error::io(what, "the process", errno))
+    };
+    let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
+
+    rustix::process::setsid().map_err(step("make a session for"))?;
+    rustix::stdio::dup2_stdin(&stdio.input).map_err(step("connect"))?;
+    rustix::stdio::dup2_stdout(&stdio.output).map_err(step("connect"))?;
+    rustix::stdio::dup2_stderr(&stdio.errors).map_err(step("connect"))?;
+    if stdio.terminal {
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+            .map_err(step("give a terminal to"))?;
+    }
+    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let [input, output, errors] = standard;
+    kleened_sys::process::close_all_but(&[input, output, errors, line.as_fd()]).map_err(system)?;
+    // What is inside must neither trace this process nor look into it, until it is the program.
+    rustix::process::set_dumpable_behavior(None, DumpableBehavior::NotDumpable)
+        .map_err(step("protect"))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(step("bind to its parent"))?;
+    if is_abandoned(line) {
+        return Err(Error::io("start", "the process", Errno::SRCH).into());
+    }
+    jail::attach(jid).map_err(|error| match error.raw_os_error() {
+        Some(EINVAL) => Failure::NotRunning(launch.container.clone()),
+        _ => Error::io("enter", format_args!("jail {jid}"), error).into(),
+    })?;
+    // From here on paths are the container's.
+    rustix::process::chdir("/").map_err(step("enter the root with"))?;
+    let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
+    let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
+    let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    let class = user::login_class(&user, &file("/etc/master.passwd")?);
+    // As in login(1), what of it can't be had is not a reason to stay out.
+    let _ = kleened_sys::login::enter_class(&class);
+    if stdio.terminal {
+        for file in standard {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(TTY));
+            rustix::fs::fchown(file, Some(uid), Some(gid)).map_err(step("give its terminal to"))?;
+        }
+    }
+    become_user(&user).map_err(|errno| system(errno.into()))?;
+    let workdir = if process.workdir.is_empty() { "/" } else { &process.workdir };
+    rustix::process::chdir(workdir).map_err(|errno| match errno {
+        Errno::NOENT => {
+            fail(format!("there is no directory {workdir} in the container to start in"))
+        }
+        _ => fail(format!("can't start in the directory {workdir}: {}", io::Error::from(errno))),
+    })?;
+    kleened_sys::process::close_rest_on_exec().map_err(system)?;
+    kleened_sys::process::reset_signals().map_err(system)?;
+    rustix::io::write(line, &[READY]).map_err(step("start"))?;
+    Err(program::run(process, &user))
+}
+
+const EINVAL: i32 = Errno::INVAL.raw_os_error();
+
+/// The process is the user's.
+fn become_user(user: &User) -> nix::Result<()> {
+    if let Some(name) = &user.name {
+        // A name that is too long is none for the kernel.
+        let _ = kleened_sys::login::set_name(name);
+    }
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    // The first one is the effective group, setgroups(2).
+    let groups: Vec<_> =
+        std::iter::once(gid).chain(user.groups.iter().copied().map(Gid::from_raw)).collect();
+    nix::unistd::setgroups(&groups)?;
+    nix::unistd::setresgid(gid, gid, gid)?;
+    nix::unistd::setresuid(uid, uid, uid)
+}
