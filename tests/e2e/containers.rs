@@ -266,7 +266,7 @@ fn a_container_lives_until_its_last_process() {
         "base",
         "sh",
         "-c",
-        "setsid sleep 600 >/dev/null 2>&1 & exit 5",
+        "sleep 600 >/dev/null 2>&1 & exit 5",
     ]);
     assert_eq!(ran.code, 5);
     assert!(ran.stderr.contains("has exited with exit-code 5"), "{ran:?}");
