@@ -1,7 +1,7 @@
 //! Images made of what there is elsewhere.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -172,6 +172,58 @@ fn a_server_that_fails_leaves_nothing() {
     assert!(error.contains("MANIFEST"), "{error}");
     refused(&daemon, "fetch ftp://server.invalid/base.txz", 2);
     refused(&daemon, "fetch", 2);
+}
+
+/// The path of an archive on the daemon's host with a freebsd-update that does that.
+fn updating(daemon: &Daemon, script: &str) -> String {
+    let mut archive = Archive::busybox();
+    let script = format!("#!/bin/sh\n{script}\n");
+    archive.folder("usr/sbin", 0o755);
+    archive.file("usr/sbin/freebsd-update", script.as_bytes(), 0o755);
+    archive.file("usr/sbin/freebsd-version", b"#!/bin/sh\necho 14.1-RELEASE\n", 0o755);
+    let path = daemon.home().join("update.tar");
+    fs::write(&path, archive.bytes()).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn an_image_is_updated_before_it_is_one() {
+    let mut daemon = daemon();
+    let path = updating(&daemon, "echo \"$@\"; echo new > /etc/new; printf 'no newline' >&2");
+    let ran = daemon.run(&format!("image create -t new --update fetch {path}"));
+    let said = "--not-running-from-cron --currently-running 14.1-RELEASE fetch install";
+    assert!(ran.stderr.contains(said) && ran.stderr.contains("no newline"), "{ran:?}");
+    ran.ok();
+    assert_eq!(daemon.run("run --rm new cat /etc/new").ok(), "new");
+    daemon.run("image rm new").ok();
+    let path = updating(&daemon, "echo no network; exit 3");
+    let error = refused(&daemon, &format!("--update fetch {path}"), 2);
+    assert!(error.contains("status 3: no network"), "{error}");
+    let path = daemon.home().join("none.tar");
+    fs::write(&path, Archive::busybox().bytes()).unwrap();
+    let error = refused(&daemon, &format!("--update fetch {}", path.display()), 2);
+    assert!(error.contains("status 127"), "{error}");
+
+    // Who goes away ends it.
+    let path = updating(&daemon, "echo here; exec sleep 1000");
+    let begin = || {
+        let mut client = daemon.client();
+        client.args(["image", "create", "--update", "fetch", &path]);
+        let mut client = client.stderr(Stdio::piped()).spawn().unwrap();
+        let mut said = std::io::BufReader::new(client.stderr.take().unwrap()).lines();
+        assert!(said.any(|line| line.unwrap() == "here"));
+        client
+    };
+    let mut client = begin();
+    client.kill().unwrap();
+    client.wait().unwrap();
+    eventually("the end", || fs::read_dir(daemon.root().join("scratch")).unwrap().count() == 0);
+    nothing_left(&daemon);
+    let mut client = begin();
+    daemon.kill();
+    client.wait().unwrap();
+    daemon.boot();
+    nothing_left(&daemon);
 }
 
 #[test]

@@ -46,10 +46,10 @@ const HOST_FILE_LIMIT: u64 = 1 << 20;
 
 /// Where notes go.
 #[derive(Debug, Clone)]
-struct Notes(UnboundedSender<Note>);
+pub(super) struct Notes(UnboundedSender<Note>);
 
 impl Notes {
-    fn line(&self, line: impl Into<String>) {
+    pub(super) fn line(&self, line: impl Into<String>) {
         // Whoever listened is gone.
         let _ = self.0.send(Note::Line(line.into()));
     }
@@ -227,7 +227,9 @@ impl Engine {
                     .map_err(Error::io("copy into the image", file))?;
             }
         }
-        Ok(())
+        // A dataset in which something is open can't be unmounted, and so not get its name.
+        drop(root);
+        if config.update { self.update_image(new, notes, progress) } else { Ok(()) }
     }
 
     /// The archive goes through the checksum into the new dataset, as it comes.

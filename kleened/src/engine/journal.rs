@@ -26,6 +26,8 @@ pub(super) enum Intent {
     Populate { volume: String, fresh: Id, old: Id },
     /// Make an image of a snapshot of others' dataset, which is made for it and goes with it.
     CreateImage { id: Id, snapshot: String },
+    /// Run freebsd-update in a container on an image that is being made.
+    UpdateImage { id: Id },
 }
 
 /// The journal's directory.

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
-//! | `create` | images made of what there is elsewhere |
+//! | `create`, `update` | images made of what there is elsewhere |
 //! | `adopt` | datasets of others that become volumes |
 //! | `populate` | first-use content |
 //! | `profile` | properties for one kind of content |
@@ -36,6 +36,7 @@ mod populate;
 mod profile;
 mod record;
 mod recover;
+mod update;
 mod volume;
 
 use std::fmt::Display;

@@ -85,6 +85,7 @@ impl Engine {
                 Intent::DiscardContainer { id, volumes } => self.replay_discard(id, volumes),
                 Intent::Populate { volume, fresh, old } => self.replay_populate(volume, fresh, old),
                 Intent::CreateImage { id, snapshot } => self.replay_create_image(id, snapshot),
+                Intent::UpdateImage { id } => self.end_update(id),
             };
             if let Err(error) = replayed {
                 tracing::error!("cannot finish {intent:?}: {}", one_line(&error));
@@ -95,7 +96,7 @@ impl Engine {
                         unsettled.extend([fresh, old].map(DatasetPath::scratch));
                         self.unsettle(&volume.parse()?);
                     }
-                    Intent::CreateImage { .. } => {}
+                    Intent::CreateImage { .. } | Intent::UpdateImage { .. } => {}
                 }
                 continue;
             }
