@@ -5,11 +5,12 @@ use std::ffi::CStr;
 use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use kleened_sys::fs::{Node, get_xattr, list_xattrs, next_data};
+use kleened_sys::fs::{Flags, Node, get_xattr, list_xattrs, next_data};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 
+use super::pax::{FLAGS, LISTS};
 use super::sparse::{MAX_SEGMENTS, Segment};
 use super::walk::{Item, Place, Walk, identity};
 use super::{Error, Summary, check, count_bytes, count_file};
@@ -23,10 +24,10 @@ const MAX_OCTAL: u64 = 0o77_777_777_777;
 
 /// All of the tree `from` is in `out` as a pax archive, the top directory as `./`: owners by number,
 /// modes, times to the nanosecond, extended attributes and, as those, ACLs, hard links, holes, device
-/// nodes and pipes. Sockets are left out and counted. Names come in the order of their bytes, so
-/// that equal trees make equal archives. Not kept: access times, file flags (`chflags(2)`), NFSv4
-/// ACLs, on FreeBSD the attributes of what is neither file nor directory, and holes of a file after
-/// the first 262,144.
+/// nodes and pipes; on FreeBSD also file flags (`chflags(2)`), but for the one of files that are not
+/// archived yet. Sockets are left out and counted. Names come in the order of their bytes, so that
+/// equal trees make equal archives. Not kept: access times, Linux's file flags, and holes of a file
+/// after the first 262,144.
 ///
 /// # Errors
 ///
@@ -187,6 +188,7 @@ impl<'p, W: Write> Writer<'p, W> {
             };
             set_name(&mut header, &mut records, &path);
             set_numbers(&mut header, &mut records, Some(&item.stat));
+            push_flags(&mut records, &item.stat);
             match (entry_type, item.at) {
                 (EntryType::Symlink, Place::In(dir, name)) => {
                     let target = rustix::fs::readlinkat(dir, name, Vec::new())
@@ -233,6 +235,7 @@ impl<'p, W: Write> Writer<'p, W> {
         let segments = segments(&file, &stat, size).map_err(failed)?;
         self.attributes(Node::Open(file.as_fd()), &mut records).map_err(failed)?;
         set_numbers(&mut header, &mut records, Some(&stat));
+        push_flags(&mut records, &stat);
         let stored: u64 = segments.iter().map(|s| s.length).sum();
         if stored == size {
             set_name(&mut header, &mut records, item.path);
@@ -297,6 +300,10 @@ impl<'p, W: Write> Writer<'p, W> {
                 // It vanished; or it is one that can be listed and not read.
                 Err(error) if is_missing(&error) || is_unsupported(&error) => continue,
                 other => other?,
+            }
+            if let Some((_, record)) = LISTS.iter().find(|(list, _)| *list == name.to_bytes()) {
+                records.push(record, &self.value);
+                continue;
             }
             let mut key = b"SCHILY.xattr.".to_vec();
             for byte in name.to_bytes() {
@@ -400,6 +407,14 @@ fn segments(file: &OwnedFd, stat: &Stat, size: u64) -> io::Result<Vec<Segment>> 
 
 fn set_field(field: &mut [u8], value: &[u8]) {
     field.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
+}
+
+/// Adds the file flags, under the keyword that star and bsdtar share.
+fn push_flags(records: &mut Records, stat: &Stat) {
+    let flags = Flags::to_archive(stat);
+    if !flags.is_empty() {
+        records.push(FLAGS, flags.text().as_bytes());
+    }
 }
 
 fn set_name(header: &mut Header, records: &mut Records, path: &[u8]) {

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use kleened_sys::fs::{
-    Node, chmod_at, list_xattrs, open_directory, remove_tree, remove_xattr, set_xattr,
+    Flags, Node, add_flags, chmod_at, list_xattrs, open_directory, remove_tree, remove_xattr,
+    set_xattr,
 };
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RawMode, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
@@ -33,8 +34,8 @@ pub struct Extract<'a> {
 
 /// All entries of the archive are below the directory `to`, which should be empty: with owners by
 /// number, modes (set-id bits too), times to the nanosecond, extended attributes and, as those, ACLs,
-/// hard links and holes. The metadata of the top is that of the archive's entry `./`, where it has one.
-/// Directories get theirs at the end. Parents that no entry describes are made with mode 0755. See the
+/// hard links and holes; on FreeBSD with file flags. The metadata of the top is that of the archive's entry `./`, where it has one.
+/// Directories get theirs at the end, flags come last of all. Parents that no entry describes are made with mode 0755. See the
 /// [module](super) for what is refused and for what is never done.
 ///
 /// # Errors
@@ -69,6 +70,8 @@ pub(crate) struct Extractor<'a> {
     top: BorrowedFd<'a>,
     options: Extract<'a>,
     directories: BTreeMap<Vec<u8>, Deferred>,
+    /// Flags, which come when nothing is changed any more.
+    flags: BTreeMap<Vec<u8>, Flags>,
     deferred: usize,
     /// The directory that was opened last: most often the next entry is in it, too.
     recent: Option<(Vec<u8>, OwnedFd)>,
@@ -84,6 +87,7 @@ impl<'a> Extractor<'a> {
             top,
             options,
             directories: BTreeMap::new(),
+            flags: BTreeMap::new(),
             deferred: 0,
             recent: None,
             summary: Summary::default(),
@@ -99,6 +103,7 @@ impl<'a> Extractor<'a> {
     /// As [`extract`].
     pub(crate) fn apply(&mut self, entry: Entry, content: &mut dyn Read) -> Result<(), Error> {
         self.check()?;
+        self.note_flags(&entry)?;
         if entry.kind == Kind::Directory {
             self.directory(entry)?;
         } else {
@@ -111,6 +116,20 @@ impl<'a> Extractor<'a> {
             count_file(self.options.progress);
         }
         self.summary.entries += 1;
+        Ok(())
+    }
+
+    /// The entry's flags wait; those of what had its name before are forgotten.
+    fn note_flags(&mut self, entry: &Entry) -> Result<(), Error> {
+        // The other names of a file share them.
+        let Entry { name, flags, .. } = entry;
+        if flags.is_empty() || matches!(entry.kind, Kind::HardLink(_)) {
+            self.flags.remove(name);
+            return Ok(());
+        }
+        self.deferred += name.len() + size_of::<Flags>();
+        self.check_deferred(name)?;
+        self.flags.insert(name.clone(), *flags);
         Ok(())
     }
 
@@ -322,12 +341,17 @@ impl<'a> Extractor<'a> {
     fn defer(&mut self, path: Vec<u8>, metadata: Deferred) -> Result<(), Error> {
         let attributes: usize = metadata.xattrs.iter().map(|(k, v)| k.len() + v.len()).sum();
         self.deferred += path.len() + attributes + size_of::<Deferred>();
-        if self.deferred > MAX_DEFERRED {
-            let reason = "is one directory too many: all directories' metadata is too much to hold";
-            return Err(Error::refused(&path, reason));
-        }
+        self.check_deferred(&path)?;
         self.directories.insert(path, metadata);
         Ok(())
+    }
+
+    fn check_deferred(&self, path: &[u8]) -> Result<(), Error> {
+        if self.deferred <= MAX_DEFERRED {
+            return Ok(());
+        }
+        let reason = "is one directory too many: all directories' metadata is too much to hold";
+        Err(Error::refused(path, reason))
     }
 
     /// Opens the directory that an entry is in, and makes what is missing.
@@ -413,6 +437,19 @@ impl<'a> Extractor<'a> {
                     .map_err(|errno| failed("set the time of", errno.into()))?;
             }
             self.recent = Some((path, fd));
+        }
+        for (path, flags) in std::mem::take(&mut self.flags) {
+            let (parent, name) = split(&path);
+            let recent = self.recent.take();
+            let from = recent.as_ref().map(|recent| (&*recent.0, recent.1.as_fd()));
+            let Some(fd) = self.open(from, parent, false)? else { continue };
+            let name = if path.is_empty() { c".".to_owned() } else { c_string(&path, name)? };
+            match add_flags(fd.as_fd(), &name, flags) {
+                // A later entry of a stream has removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+                set => set.map_err(|error| Error::io("set the flags of", &path, error))?,
+            }
+            self.recent = Some((parent.to_vec(), fd));
         }
         Ok(self.summary)
     }

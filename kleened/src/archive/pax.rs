@@ -86,6 +86,17 @@ impl Global {
     }
 }
 
+/// The attributes that stand for FreeBSD's access control lists, and the records of star and bsdtar that
+/// hold them as text.
+pub(super) const LISTS: [(&[u8], &[u8]); 3] = [
+    (b"acl.nfs4", b"SCHILY.acl.ace"),
+    (b"acl.access", b"SCHILY.acl.access"),
+    (b"acl.default", b"SCHILY.acl.default"),
+];
+
+/// Holds the names of file flags.
+pub(super) const FLAGS: &[u8] = b"SCHILY.fflags";
+
 /// Takes the extended attributes out of the records.
 pub(super) fn take_attributes(records: &mut Records) -> Result<Records, String> {
     let mut xattrs = Records::new();
@@ -99,6 +110,10 @@ pub(super) fn take_attributes(records: &mut Records) -> Result<Records, String> 
             let name = percent_decoded(name).ok_or("has an attribute with a bad name")?;
             let value = base64_decoded(&value).ok_or("has an attribute with a bad value")?;
             xattrs.entry(name).or_insert(value);
+        } else if let Some(list) = LISTS.iter().find(|(_, record)| *record == key)
+            && cfg!(target_os = "freebsd")
+        {
+            xattrs.insert(list.0.to_vec(), value);
         } else {
             return Err(
                 "has an ACL as text, which this program can't extract; make the archive with \

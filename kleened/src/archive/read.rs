@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
+use kleened_sys::fs::Flags;
 use rustix::fs::Timespec;
 use tar::{EntryType, GnuExtSparseHeader, Header};
 
@@ -38,6 +39,8 @@ pub(crate) struct Entry {
     pub(crate) mtime: Timespec,
     /// Extended attributes.
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// File flags, where this platform has them.
+    pub(crate) flags: Flags,
     /// Pax records of its own that no standard knows, `VENDOR.name`.
     pub(crate) extra: BTreeMap<Vec<u8>, Vec<u8>>,
 }
@@ -281,8 +284,10 @@ impl<'a> Reader<'a> {
             return Err(fault("stands for the top of the tree and is no directory"));
         }
         let xattrs = pax::take_attributes(&mut records).map_err(|reason| fault(&reason))?;
+        let flags = records.remove(pax::FLAGS).unwrap_or_default();
+        let flags = Flags::parse(&String::from_utf8_lossy(&flags));
         records.retain(|key, _| !key.starts_with(b"GNU.sparse.") && key.contains(&b'.'));
-        Ok(Entry { name, kind, mode, uid, gid, mtime, xattrs, extra: records })
+        Ok(Entry { name, kind, mode, uid, gid, mtime, xattrs, flags, extra: records })
     }
 
     /// A regular file, with the map of its holes where it has one.

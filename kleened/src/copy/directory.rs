@@ -89,7 +89,10 @@ impl Directory {
             return Err(failed("mkdir")(Errno::NOTEMPTY));
         }
         #[cfg(target_os = "linux")]
-        for acl in [c"system.posix_acl_default", c"system.posix_acl_access"] {
+        let lists = [c"system.posix_acl_default", c"system.posix_acl_access"];
+        #[cfg(target_os = "freebsd")]
+        let lists = [c"acl.default", c"acl.access", c"acl.nfs4"];
+        for acl in lists {
             match fs::remove_xattr(fs::Node::Open(to.as_fd()), acl) {
                 Err(e) if e.kind() != io::ErrorKind::Unsupported => {
                     return Err(failed("fremovexattr")(e));

@@ -75,6 +75,11 @@ impl Worker<'_> {
         attributes: &Attributes,
     ) -> Result<(), Error> {
         let mode = made_with(attributes);
+        let number = match attributes.kind {
+            FileType::BlockDevice | FileType::CharacterDevice => attributes.node,
+            // FreeBSD shows one for others, too, and takes none.
+            _ => 0,
+        };
         let make = || match attributes.kind {
             FileType::Symlink => {
                 let text = rustix::fs::readlinkat(from, c"", Vec::new())
@@ -84,7 +89,7 @@ impl Worker<'_> {
             }
             FileType::Socket => fs::make_socket(place.to(), place.name, mode)
                 .map_err(|e| place.failed("mknodat", e)),
-            kind => rustix::fs::mknodat(place.to(), place.name, kind, mode, attributes.node as _)
+            kind => rustix::fs::mknodat(place.to(), place.name, kind, mode, number as _)
                 .map_err(|e| place.failed("mknodat", e)),
         };
         if self.name(place, attributes, make)?.is_some() {

@@ -1,8 +1,8 @@
 //! Owner, mode, extended attributes and times, in the only order that keeps them all: a change of the
 //! owner takes set-user-id bits and capabilities away, and everything changes the times.
 //!
-//! Access control lists are extended attributes on Linux. Flags come last of all, when the tree is
-//! complete.
+//! Access control lists are extended attributes here. Flags that are in the way of a change come last of
+//! all, when the tree is complete.
 
 use std::ffi::CStr;
 use std::io;
@@ -43,8 +43,7 @@ impl Worker<'_> {
             self.xattrs(place, Node::Open(from), Node::Open(to), attributes)?;
         }
         rustix::fs::futimens(to, &attributes.times).map_err(|e| place.failed("futimens", e))?;
-        self.note_flags(place, attributes);
-        Ok(())
+        self.flags(place, attributes)
     }
 
     /// The same for what can't be opened; `from` only stands for it.
@@ -68,8 +67,7 @@ impl Worker<'_> {
         self.xattrs(place, Node::Place(from), Node::At(place.to(), place.name), attributes)?;
         rustix::fs::utimensat(place.to(), place.name, &attributes.times, nofollow)
             .map_err(|e| place.failed("utimensat", e))?;
-        self.note_flags(place, attributes);
-        Ok(())
+        self.flags(place, attributes)
     }
 
     /// A directory that no entry will be made in any more.
@@ -83,12 +81,25 @@ impl Worker<'_> {
         self.finish(place, pair.to.as_fd(), from, &directory.attributes)
     }
 
-    fn note_flags(&self, place: Place<'_>, attributes: &Attributes) {
-        if !attributes.flags.is_empty() {
+    /// Notes the flags, or sets them where they are in nobody's way.
+    fn flags(&self, place: Place<'_>, attributes: &Attributes) -> Result<(), Error> {
+        let flags = attributes.flags;
+        if flags.protect() {
             let (directory, name) = (place.directory.clone(), place.name.to_owned());
-            let flagged = Flagged { directory, name, flags: attributes.flags };
+            let flagged = Flagged { directory, name, flags };
             self.shared.flagged.lock().unwrap_or_else(PoisonError::into_inner).push(flagged);
+            return Ok(());
         }
+        // File systems of FreeBSD give new files some by themselves: those that they should have, mostly.
+        #[cfg(target_os = "freebsd")]
+        {
+            let present = fs::attributes_at(place.to(), place.name);
+            if present.map_err(|e| place.failed("fstatat", e))?.flags != flags {
+                fs::set_flags(place.to(), place.name, flags)
+                    .map_err(|e| place.failed("chflagsat", e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets the flags that were noted.
@@ -97,8 +108,11 @@ impl Worker<'_> {
         for Flagged { directory, name, flags } in flagged.drain(..) {
             let pair = directory.pair().map_err(|e| directory.failed("openat", e))?;
             let place = Place { directory: &directory, pair: &pair, name: &name };
-            fs::add_flags(place.to(), &name, flags)
-                .map_err(|e| place.failed("setting flags", e))?;
+            #[cfg(target_os = "linux")]
+            let set = fs::add_flags(place.to(), &name, flags);
+            #[cfg(target_os = "freebsd")]
+            let set = fs::set_flags(place.to(), &name, flags);
+            set.map_err(|e| place.failed("setting flags", e))?;
         }
         Ok(())
     }

@@ -22,7 +22,8 @@ pub(super) const SEND: SendFlags =
 /// The first record of a stream, `struct drr_begin` in a `dmu_replay_record`, as far as it is needed.
 pub(super) struct Begin {
     bytes: [u8; Self::LENGTH],
-    snapshot: String,
+    /// `None` where it is none that a snapshot may have here.
+    snapshot: Option<String>,
     /// Which snapshot it builds on.
     from: Option<u64>,
 }
@@ -67,10 +68,13 @@ impl Begin {
         let name = name.and_then(|name| std::str::from_utf8(name).ok());
         let snapshot = name.and_then(|name| Some(name.split_once('@')?.1));
         let snapshot = snapshot.filter(|name| check_name(name).is_ok());
-        let snapshot =
-            snapshot.ok_or_else(|| bad("it has no valid name of a snapshot"))?.to_owned();
+        let snapshot = snapshot.map(str::to_owned);
         let from = Some(number(48)).filter(|guid| *guid != 0);
         Ok(Self { bytes, snapshot, from })
+    }
+
+    fn snapshot(&self) -> Result<&str> {
+        self.snapshot.as_deref().ok_or_else(|| bad("it has no valid name of a snapshot"))
     }
 }
 
@@ -311,7 +315,8 @@ impl Streams for Zfs {
         if begin.from.is_some() {
             return Err(bad("it is incremental, and there is no dataset to receive it onto"));
         }
-        self.snapshot_name(&path.snapshot(&begin.snapshot))?;
+        let snapshot = begin.snapshot()?;
+        self.snapshot_name(&path.snapshot(snapshot))?;
         // What is being received has a name already; it gets its own when it is whole.
         let draft = draft()?;
         let taken_back = |error| {
@@ -320,7 +325,7 @@ impl Streams for Zfs {
             }
             error
         };
-        let received = self.receive(&draft.snapshot(&begin.snapshot), &begin, &properties, input);
+        let received = self.receive(&draft.snapshot(snapshot), &begin, &properties, input);
         received.map_err(taken_back)?;
         point();
         self.make(path, spec, || {
@@ -338,7 +343,7 @@ impl Streams for Zfs {
         let from = begin.from.ok_or_else(|| bad("it is a full one, and a dataset is there"))?;
         let (base, pending) = self.unchanged(path, from)?;
         let name = self.name(path)?;
-        let snapshot = path.snapshot(&begin.snapshot);
+        let snapshot = path.snapshot(begin.snapshot()?);
         let none = NvList::new().map_err(|error| failed("import", path, error))?;
         if let Some(pending) = pending {
             // The kernel takes no change at all. A crash from here on gives the directory its owner back.
@@ -354,7 +359,7 @@ impl Streams for Zfs {
             // It may have been received whole, with more after it.
             let full = self.snapshot_name(&snapshot)?;
             if self.zfs.exists(&full).unwrap_or(false)
-                && self.snapshots(path)?.last().is_some_and(|last| last.name == begin.snapshot)
+                && self.snapshots(path)?.last().is_some_and(|last| last.name == snapshot.name)
                 && full != base
             {
                 let undone = self.zfs.destroy_snapshots(&[&full], false);

@@ -3,6 +3,8 @@
 //! Nothing here takes an absolute path: every name is looked up in a directory that the caller has
 //! open. What `rustix` has already (`chownat`, `utimensat`, `mknodat`, …) is not wrapped again.
 
+#[cfg(any(test, target_os = "freebsd"))]
+mod acl;
 mod attributes;
 mod data;
 mod entry;
@@ -21,6 +23,8 @@ use rustix::fs::{Mode, OFlags};
 pub use attributes::{Attributes, attributes, attributes_at, chmod_at, unmask_thread};
 pub use data::{Cloned, Copied, clone_file, clone_or_copy, copy_range, next_data};
 pub use entry::{TEMPORARY_PREFIX, lock_file, rename_noreplace, sync_dir, write_atomically};
+#[cfg(target_os = "freebsd")]
+pub use flags::set_flags;
 pub use flags::{Flags, add_flags, unprotect};
 pub use listing::{Entry, list_part};
 pub use remove::remove_tree;

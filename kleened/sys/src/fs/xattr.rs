@@ -9,15 +9,16 @@ use std::os::fd::BorrowedFd;
 pub enum Node<'a> {
     /// An open file or directory.
     Open(BorrowedFd<'a>),
-    /// What a descriptor of `O_PATH` stands for, a link itself included. On FreeBSD, which has no call
-    /// for this, it has no attributes, and can get none (EOPNOTSUPP).
+    /// What a descriptor of `O_PATH` stands for, a link itself included.
     Place(BorrowedFd<'a>),
-    /// A name in a directory, itself and not what it links to. As [`Place`](Self::Place) on FreeBSD.
+    /// A name in a directory, itself and not what it links to.
     At(BorrowedFd<'a>, &'a CStr),
 }
 
 /// `names` is the names of all attributes that the caller may see, each ended by a NUL. On FreeBSD
-/// they begin with their namespace, `user.` or `system.`.
+/// they begin with their namespace, `user.` or `system.`; and there the access control lists of files
+/// and directories that say more than the mode are attributes, too, with a text for a value:
+/// `acl.nfs4`, `acl.access`, `acl.default`.
 ///
 /// # Errors
 ///
@@ -152,20 +153,55 @@ mod platform {
 mod platform {
     use std::ffi::{CStr, c_int, c_void};
     use std::io;
-    use std::os::fd::{AsRawFd, BorrowedFd};
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
     use std::ptr;
 
+    use rustix::fs::{FileType, Mode, OFlags};
+    use rustix::io::Errno;
+
     use super::Node;
+    use crate::fs::{acl, reopen};
 
     /// The namespaces of `extattr(9)`, with the prefix that names them here.
     const NAMESPACES: [(c_int, &[u8]); 2] =
         [(libc::EXTATTR_NAMESPACE_USER, b"user."), (libc::EXTATTR_NAMESPACE_SYSTEM, b"system.")];
 
-    fn open<'a>(node: Node<'a>) -> io::Result<BorrowedFd<'a>> {
-        match node {
-            Node::Open(fd) => Ok(fd),
-            Node::Place(_) | Node::At(..) => Err(rustix::io::Errno::OPNOTSUPP.into()),
+    /// Where the file systems keep the access control lists: `sys/acl.h`.
+    const HIDDEN: [&[u8]; 3] = [b"posix1e.acl_access", b"posix1e.acl_default", b"nfs4.acl"];
+
+    /// A node, opened as far as that can be done without doing anything.
+    enum Opened<'a> {
+        Borrowed(BorrowedFd<'a>),
+        Owned(OwnedFd),
+    }
+
+    impl AsFd for Opened<'_> {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            match self {
+                Self::Borrowed(fd) => *fd,
+                Self::Owned(fd) => fd.as_fd(),
+            }
         }
+    }
+
+    /// The node, and whether it can have access control lists: to open anything but a file or a
+    /// directory could do something, and a descriptor of `O_PATH` is good for attributes alone.
+    fn open(node: Node<'_>) -> io::Result<(Opened<'_>, bool)> {
+        let kind = |fd: BorrowedFd<'_>| {
+            Ok::<_, io::Error>(FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode))
+        };
+        let place = match node {
+            Node::Open(fd) => return Ok((Opened::Borrowed(fd), true)),
+            Node::Place(fd) => Opened::Borrowed(fd),
+            Node::At(dir, name) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                Opened::Owned(rustix::fs::openat(dir, name, flags, Mode::empty())?)
+            }
+        };
+        if matches!(kind(place.as_fd())?, FileType::RegularFile | FileType::Directory) {
+            return Ok((Opened::Owned(reopen(place.as_fd(), OFlags::RDONLY)?), true));
+        }
+        Ok((place, false))
     }
 
     /// The namespace that a name begins with, and the rest of the name.
@@ -177,11 +213,15 @@ mod platform {
                 let rest = bytes.strip_prefix(*prefix)?;
                 Some((*space, CStr::from_bytes_with_nul(rest).ok()?))
             })
-            .ok_or_else(|| rustix::io::Errno::OPNOTSUPP.into())
+            .ok_or_else(|| Errno::OPNOTSUPP.into())
     }
 
+    /// A kernel that takes no descriptor of `O_PATH` for attributes says EBADF.
     fn checked(result: isize) -> io::Result<usize> {
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+        usize::try_from(result).map_err(|_| match io::Error::last_os_error() {
+            error if Errno::from_io_error(&error) == Some(Errno::BADF) => Errno::OPNOTSUPP.into(),
+            error => error,
+        })
     }
 
     /// Calls with no buffer for the size, then with one, until it fits.
@@ -199,7 +239,28 @@ mod platform {
     }
 
     pub(super) fn list(node: Node<'_>, names: &mut Vec<u8>) -> io::Result<()> {
-        let Node::Open(fd) = node else { return Ok(()) };
+        let (node, has_lists) = open(node)?;
+        let fd = node.as_fd();
+        if has_lists {
+            let is_directory =
+                FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode) == FileType::Directory;
+            for kind in acl::list(fd, is_directory)? {
+                names.extend_from_slice(kind.name().to_bytes_with_nul());
+            }
+        }
+        match list_extended(fd, names) {
+            // Other nodes of the file system can have attributes all the same, or can have lists.
+            Err(error)
+                if error.kind() == io::ErrorKind::Unsupported
+                    && (!has_lists || acl::supported(fd)) =>
+            {
+                Ok(())
+            }
+            listed => listed,
+        }
+    }
+
+    fn list_extended(fd: BorrowedFd<'_>, names: &mut Vec<u8>) -> io::Result<()> {
         let fd = fd.as_raw_fd();
         for (space, prefix) in NAMESPACES {
             let listed = sized(|buffer, size| {
@@ -215,17 +276,34 @@ mod platform {
             let mut rest = listed.as_slice();
             while let Some((&length, tail)) = rest.split_first() {
                 let Some((name, tail)) = tail.split_at_checked(length.into()) else { break };
+                rest = tail;
+                if space == libc::EXTATTR_NAMESPACE_SYSTEM && HIDDEN.contains(&name) {
+                    continue;
+                }
                 names.extend_from_slice(prefix);
                 names.extend_from_slice(name);
                 names.push(0);
-                rest = tail;
             }
         }
         Ok(())
     }
 
+    /// The node for one attribute; a list, where the name is of one.
+    fn find<'a>(node: Node<'a>, name: &CStr) -> io::Result<(Opened<'a>, Option<acl::Kind>)> {
+        let (node, has_lists) = open(node)?;
+        match acl::Kind::of(name) {
+            Some(_) if !has_lists => Err(Errno::OPNOTSUPP.into()),
+            kind => Ok((node, kind)),
+        }
+    }
+
     pub(super) fn get(node: Node<'_>, name: &CStr, value: &mut Vec<u8>) -> io::Result<()> {
-        let fd = open(node)?.as_raw_fd();
+        let (node, list) = find(node, name)?;
+        if let Some(kind) = list {
+            *value = acl::get(node.as_fd(), kind)?;
+            return Ok(());
+        }
+        let fd = node.as_fd().as_raw_fd();
         let (space, name) = split(name)?;
         *value = sized(|buffer, size| {
             // SAFETY: `fd` is open, `name` ends with a NUL, and `buffer` has room for `size` bytes
@@ -236,7 +314,11 @@ mod platform {
     }
 
     pub(super) fn set(node: Node<'_>, name: &CStr, value: &[u8]) -> io::Result<()> {
-        let fd = open(node)?.as_raw_fd();
+        let (node, list) = find(node, name)?;
+        if let Some(kind) = list {
+            return acl::set(node.as_fd(), kind, value);
+        }
+        let fd = node.as_fd().as_raw_fd();
         let (space, name) = split(name)?;
         let data = value.as_ptr().cast();
         // SAFETY: `fd` is open, `name` ends with a NUL, and `data` has `value.len()` bytes.
@@ -245,7 +327,11 @@ mod platform {
     }
 
     pub(super) fn remove(node: Node<'_>, name: &CStr) -> io::Result<bool> {
-        let fd = open(node)?.as_raw_fd();
+        let (node, list) = find(node, name)?;
+        if let Some(kind) = list {
+            return acl::remove(node.as_fd(), kind);
+        }
+        let fd = node.as_fd().as_raw_fd();
         let (space, name) = split(name)?;
         // SAFETY: `fd` is open and `name` ends with a NUL.
         let removed = unsafe { libc::extattr_delete_fd(fd, space, name.as_ptr()) };
