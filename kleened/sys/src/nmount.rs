@@ -130,6 +130,18 @@ impl From<&libc::statfs> for Entry {
     }
 }
 
+/// As in `sys/mount.h` and `sys/user.h`: `tests/freebsd/abi.c` compares these with the headers.
+#[cfg(target_pointer_width = "64")]
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<libc::statfs>() == 2344);
+    assert!(offset_of!(libc::statfs, f_flags) == 8);
+    assert!(offset_of!(libc::statfs, f_fsid) == 192);
+    assert!(offset_of!(libc::statfs, f_mntonname) == 1320);
+    assert!(libc::KINFO_FILE_SIZE == 1392 && size_of::<libc::kinfo_file>() == 1392);
+    assert!(offset_of!(libc::kinfo_file, kf_path) == 368);
+};
+
 /// `MNT_RDONLY` of `sys/mount.h`.
 const READ_ONLY: u64 = 1;
 

@@ -180,6 +180,16 @@ pub fn of_jail(jid: i32) -> io::Result<Vec<Pid>> {
     }
 }
 
+/// As in `sys/user.h`: `tests/freebsd/abi.c` compares these with the header.
+#[cfg(all(target_os = "freebsd", target_pointer_width = "64"))]
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<libc::kinfo_proc>() == 1088);
+    assert!(offset_of!(libc::kinfo_proc, ki_pid) == 72);
+    assert!(offset_of!(libc::kinfo_proc, ki_stat) == 388);
+    assert!(offset_of!(libc::kinfo_proc, ki_jid) == 592);
+};
+
 /// What [`unshare`] makes anew.
 #[cfg(target_os = "linux")]
 pub use rustix::thread::UnshareFlags as Namespaces;

@@ -1,0 +1,106 @@
+/*
+ * What kleened-sys declares or takes from the libc crate, compared with FreeBSD's own headers. Nothing runs:
+ * it compiles or it does not.
+ */
+#include <sys/param.h>
+#include <sys/event.h>
+#include <sys/fcntl.h>
+#include <sys/jail.h>
+#include <sys/mount.h>
+#include <sys/procctl.h>
+#include <sys/socket.h>
+#include <sys/sysctl.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <login_cap.h>
+#include <stddef.h>
+#include <unistd.h>
+
+#define SAME(a, b) _Static_assert((a) == (b), #a " is " #b)
+#define TYPE(f, t) _Static_assert(__builtin_types_compatible_p(__typeof__(&f), t), #f)
+
+/* kleened/sys/src/jail/mod.rs: jail_set(2), jail_get(2), <sys/jail.h> */
+SAME(JAIL_CREATE, 0x01);
+SAME(JAIL_UPDATE, 0x02);
+TYPE(jail_set, int (*)(struct iovec *, unsigned int, int));
+TYPE(jail_get, int (*)(struct iovec *, unsigned int, int));
+TYPE(jail_attach, int (*)(int));
+TYPE(jail_remove, int (*)(int));
+SAME(CTL_MAXNAME, 24);
+SAME(sizeof(struct iovec), 16);
+
+/* kleened/sys/src/jail/param.rs: <sys/sysctl.h>, <sys/jail.h> */
+SAME(CTLTYPE, 0xf);
+SAME(CTLTYPE_INT, 2);
+SAME(CTLTYPE_STRING, 3);
+SAME(CTLTYPE_S64, 4);
+SAME(CTLTYPE_STRUCT, 5);
+SAME(CTLTYPE_UINT, 6);
+SAME(CTLTYPE_LONG, 7);
+SAME(CTLTYPE_ULONG, 8);
+SAME(CTLTYPE_U64, 9);
+SAME(CTLFLAG_WR, 0x40000000);
+SAME(JAIL_SYS_DISABLE, 0);
+SAME(JAIL_SYS_NEW, 1);
+SAME(JAIL_SYS_INHERIT, 2);
+SAME(sizeof(int), 4);
+SAME(sizeof(long), 8);
+
+/* kleened/sys/src/login.rs: login_class(3), login_cap(3), setlogin(2), <login_cap.h> */
+SAME(LOGIN_SETPRIORITY, 0x0008);
+SAME(LOGIN_SETRESOURCES, 0x0010);
+SAME(LOGIN_SETUMASK, 0x0020);
+SAME(LOGIN_SETCPUMASK, 0x0200);
+SAME(LOGIN_SETLOGINCLASS, 0x0400);
+TYPE(login_getclassbyname, login_cap_t *(*)(const char *, const struct passwd *));
+TYPE(login_close, void (*)(login_cap_t *));
+TYPE(setusercontext, int (*)(login_cap_t *, const struct passwd *, uid_t, unsigned int));
+TYPE(setlogin, int (*)(const char *));
+
+/* kleened/sys/src/nmount.rs: nmount(2), unmount(2), getfsstat(2), fcntl(2), <sys/mount.h>, <sys/user.h> */
+SAME(MNT_RDONLY, 1);
+SAME(MNT_BYFSID, 0x08000000);
+SAME(MNT_NOWAIT, 2);
+SAME(sizeof(fsid_t), 8);
+SAME(sizeof(((fsid_t *)0)->val[0]), 4);
+SAME(sizeof(struct statfs), 2344);
+SAME(offsetof(struct statfs, f_flags), 8);
+SAME(offsetof(struct statfs, f_fsid), 192);
+SAME(offsetof(struct statfs, f_fstypename), 280);
+SAME(offsetof(struct statfs, f_mntfromname), 296);
+SAME(offsetof(struct statfs, f_mntonname), 1320);
+SAME(F_KINFO, 22);
+SAME(KINFO_FILE_SIZE, 1392);
+SAME(sizeof(struct kinfo_file), 1392);
+SAME(offsetof(struct kinfo_file, kf_structsize), 0);
+SAME(offsetof(struct kinfo_file, kf_path), 368);
+TYPE(nmount, int (*)(struct iovec *, unsigned int, int));
+TYPE(unmount, int (*)(const char *, int));
+
+/* kleened/sys/src/process.rs: sysctl(3), close_range(2), <sys/user.h> */
+SAME(CTL_KERN, 1);
+SAME(KERN_PROC, 14);
+SAME(KERN_PROC_PROC, 8);
+SAME(KINFO_PROC_SIZE, 1088);
+SAME(sizeof(struct kinfo_proc), 1088);
+SAME(offsetof(struct kinfo_proc, ki_structsize), 0);
+SAME(offsetof(struct kinfo_proc, ki_pid), 72);
+SAME(offsetof(struct kinfo_proc, ki_stat), 388);
+SAME(offsetof(struct kinfo_proc, ki_jid), 592);
+SAME(CLOSE_RANGE_CLOEXEC, 1 << 2);
+
+/* kleened/sys/src/watch.rs: kqueue(2), <sys/event.h> */
+SAME(EVFILT_PROC, -5);
+SAME(EVFILT_TIMER, -7);
+SAME(NOTE_EXIT, 0x80000000u);
+SAME(EV_ADD, 0x0001);
+SAME(EV_ONESHOT, 0x0010);
+
+/* kleened/src/platform/freebsd/process.rs, by rustix: procctl(2), <sys/procctl.h> */
+SAME(PROC_TRACE_CTL, 7);
+SAME(PROC_TRACE_CTL_DISABLE, 2);
+SAME(PROC_PDEATHSIG_CTL, 11);
+
+/* kleened/sys/src/socket.rs: bindat(2), connectat(2) */
+TYPE(bindat, int (*)(int, int, const struct sockaddr *, socklen_t));
+TYPE(connectat, int (*)(int, int, const struct sockaddr *, socklen_t));
