@@ -9,8 +9,8 @@ use std::process::Command;
 /// The programs, which come to be in `bin`. What this release has not is left out.
 const PROGRAMS: &str = "[ awk cat chflags chmod chown cp cut date dd df echo env expr false find getfacl \
     getextattr grep head hostname id ifconfig kill ln ls lsextattr md5 md5sum mkdir mkfifo mknod mount mv nc \
-    printenv ps pwd readlink realpath rm rmdir sed seq setextattr setfacl setsid sh sha256sum sleep sort stat \
-    stty sync sysctl tail tar tee test touch true tty umount uname wc which whoami xargs yes";
+    pgrep printenv ps pwd readlink realpath rm rmdir sed seq setextattr setfacl setsid sh sha256sum sleep sort stat \
+    stty sync sysctl tail tar tee test touch tr true tty umount uname wc which whoami xargs yes";
 
 /// A file of a root.
 #[derive(Debug)]

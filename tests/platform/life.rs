@@ -7,9 +7,9 @@ use std::time::Duration;
 use kleene_tests::mounts;
 use kleened::platform::Error;
 use kleened::platform::supervisor::wire::Kind;
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
-use crate::sandbox::{self, Sandbox, wait_for};
+use crate::sandbox::{self, Sandbox, is_gone, wait_for_container};
 
 /// How long a container may take that is told to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -126,6 +126,7 @@ fn a_full_disk_does_not_hide_how_a_process_ended() {
     drop(disk);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_supervisor_without_descriptors_waits_for_some() {
     use rustix::process::{Resource, Rlimit, prlimit};
@@ -177,7 +178,7 @@ fn kill_ends_what_ignores_every_signal() {
     let init = sandbox.platform.running().unwrap()[0].jid;
     assert!(sandbox.platform.kill(&sandbox.container).unwrap());
     // All of it is true when the call returns.
-    assert!(!Path::new(&format!("/proc/{init}")).exists());
+    assert!(is_gone(init));
     assert_eq!(sandbox.platform.running().unwrap(), []);
     assert_eq!(sandbox.platform.exited(&first).unwrap().unwrap().code, 137);
     assert!(!sandbox.platform.kill(&sandbox.container).unwrap());
@@ -229,7 +230,7 @@ fn kill_needs_no_answer_of_the_supervisor() {
     let init = sandbox.platform.running().unwrap()[0].jid;
     fs::remove_file(sandbox.run_dir().join(first.as_str()).join("sup.sock")).unwrap();
     assert!(sandbox.platform.kill(&sandbox.container).unwrap());
-    assert!(!Path::new(&format!("/proc/{init}")).exists());
+    assert!(is_gone(init));
     assert_eq!(sandbox.platform.running().unwrap(), []);
     assert_eq!(sandbox.platform.exited(&first).unwrap().unwrap().code, 137);
     sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
@@ -245,8 +246,13 @@ fn pid_1_is_gone_before_its_container_is_released() {
     while let Err(error) = sandbox.platform.release(&sandbox.container, &sandbox.root()) {
         assert!(matches!(error, Error::Running(_)), "{error}");
     }
-    let state = fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
-    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    #[cfg(target_os = "linux")]
+    {
+        let state = fs::read_to_string(format!("/proc/{init}/stat")).unwrap_or_default();
+        assert!(state.is_empty() || state.contains(") Z "), "{state}");
+    }
+    #[cfg(target_os = "freebsd")]
+    assert!(is_gone(init));
 }
 
 #[test]
@@ -266,6 +272,7 @@ fn what_is_left_of_unknown_containers_is_swept_away() {
     assert_eq!(names(&sandbox.run_dir()), ["containers", "lock"]);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_process_whose_parent_is_killed() {
     let Some(sandbox) = Sandbox::new() else { return };
@@ -300,10 +307,10 @@ fn a_client_that_takes_nothing_does_not_keep_a_container() {
 fn a_container_goes_with_its_supervisor() {
     let Some(sandbox) = Sandbox::new() else { return };
     let (mut client, first) = sandbox.start("sleep 1000 &");
-    let init = Pid::from_raw(sandbox.platform.running().unwrap()[0].jid).unwrap();
+    let init = sandbox.platform.running().unwrap()[0].jid;
     rustix::process::kill_process(sandbox.supervisor(), Signal::KILL).unwrap();
     assert!(!client.take());
-    wait_for(init);
+    wait_for_container(init);
     assert_eq!(sandbox.platform.running().unwrap(), []);
     assert_eq!(sandbox.platform.exited(&first).unwrap(), None);
     assert!(sandbox.platform.connect(&first).unwrap().is_none());
@@ -320,10 +327,7 @@ fn a_joined_process_goes_with_its_supervisor_and_the_container_stays() {
     let launch = sandbox.joined(&["sh", "-c", "echo up; exec sleep 1000"]);
     let mut joined = sandbox.attach(&launch).unwrap();
     joined.wait_for("up\n");
-    let supervisor = {
-        let credentials = rustix::net::sockopt::socket_peercred(&joined.stream).unwrap();
-        credentials.pid
-    };
+    let supervisor = sandbox.supervisor_of(&launch.instance);
     rustix::process::kill_process(supervisor, Signal::KILL).unwrap();
     assert!(!joined.take());
     sandbox.exec("while pgrep sleep; do :; done");
@@ -396,6 +400,7 @@ fn an_instance_is_launched_once() {
     assert_eq!(sandbox.platform.exited(&launch.instance).unwrap().unwrap().code, 0);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_supervisor_is_small_and_nobodys_child() {
     let Some(sandbox) = Sandbox::new() else { return };

@@ -6,9 +6,9 @@ use kleene_tests::mounts;
 use kleened::platform::supervisor::log::LogReader;
 use kleened_api::stream::Channel;
 
-use rustix::process::{Pid, Signal};
+use rustix::process::Signal;
 
-use crate::sandbox::{Sandbox, wait_for};
+use crate::sandbox::{Sandbox, wait_for_container};
 
 #[test]
 fn what_the_first_process_writes_is_logged() {
@@ -62,10 +62,10 @@ fn a_log_is_complete_when_the_container_has_ended() {
     client.wait_for_exit();
     // It hears of the last output and of the end at once.
     let supervisor = sandbox.supervisor();
-    let init = Pid::from_raw(sandbox.platform.running().unwrap()[0].jid).unwrap();
+    let init = sandbox.platform.running().unwrap()[0].jid;
     rustix::process::kill_process(supervisor, Signal::STOP).unwrap();
     sandbox.exec("echo > /tmp/fifo");
-    wait_for(init);
+    wait_for_container(init);
     rustix::process::kill_process(supervisor, Signal::CONT).unwrap();
     client.wait_for_end();
     let log = fs::read_to_string(sandbox.log()).unwrap();

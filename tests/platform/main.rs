@@ -2,9 +2,11 @@
 //! surface alone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
-#![cfg(target_os = "linux")]
 
+#[cfg(target_os = "linux")]
 mod isolation;
+#[cfg(target_os = "freebsd")]
+mod jail;
 mod life;
 mod log;
 mod mounts;

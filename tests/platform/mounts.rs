@@ -5,10 +5,13 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use kleene_tests::mounts;
-use kleened::platform::{Error, Mount};
+use kleened::platform::Error;
+#[cfg(target_os = "linux")]
+use kleened::platform::Mount;
+#[cfg(target_os = "linux")]
 use rustix::fs::{CWD, FileType, Mode};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, mounted};
 
 /// A directory of the host's with a file that names it.
 fn volume(sandbox: &Sandbox, name: &str) -> PathBuf {
@@ -18,13 +21,19 @@ fn volume(sandbox: &Sandbox, name: &str) -> PathBuf {
     dir
 }
 
+/// A file system of its own is mounted on the directory.
+fn mount_tmpfs(on: &Path) {
+    let mut mount = std::process::Command::new("mount");
+    assert!(mount.args(["-t", "tmpfs", "tmpfs"]).arg(on).status().unwrap().success());
+}
+
 /// The reason why a container with these mounts does not start. Nothing is left of it.
 fn refusal(sandbox: &Sandbox) -> String {
-    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounted(sandbox.dir.path());
     let error = sandbox.run(&["true"]).expect_err("it started");
     assert!(matches!(error, Error::Mount { .. }), "{error:?}");
     assert_eq!(sandbox.platform.running().unwrap(), []);
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    assert_eq!(mounted(sandbox.dir.path()), before);
     error.to_string()
 }
 
@@ -100,12 +109,10 @@ fn read_only_is_so_for_everything_below() {
     let dir = volume(&sandbox, "vol");
     fs::create_dir(dir.join("below")).unwrap();
     let below = dir.join("below");
-    let mut flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("tmpfs", &below, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
+    mount_tmpfs(&below);
     fs::create_dir(below.join("deep")).unwrap();
-    flags |= rustix::mount::MountFlags::NOSUID;
     let deep = below.join("deep");
-    rustix::mount::mount("tmpfs", &deep, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
+    mount_tmpfs(&deep);
     fs::write(deep.join("x"), "deep\n").unwrap();
     sandbox.mount(&dir, "/ro").read_only = true;
     sandbox.mount(&dir, "/rw");
@@ -124,10 +131,11 @@ fn read_only_is_so_for_everything_below() {
     assert!(!dir.join("t").exists() && !below.join("t").exists());
     assert!(deep.join("t").exists());
     for path in [deep, below] {
-        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+        mounts::unmount(&path);
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn devices_work_nowhere_but_in_dev() {
     let Some(mut sandbox) = Sandbox::new() else { return };
@@ -181,11 +189,14 @@ fn one_place_takes_one_mount() {
         let reason = refusal(&sandbox);
         assert!(reason.contains("on the same place"), "{destinations:?}: {reason}");
     }
-    for destination in ["/proc", "/proc/sys", "/proc/1"] {
+    let made_up: &[&str] =
+        if cfg!(target_os = "linux") { &["/proc", "/proc/sys", "/proc/1"] } else { &["/dev"] };
+    for destination in made_up {
         sandbox.mounts.clear();
         sandbox.mount(&dir, destination);
         let reason = refusal(&sandbox);
-        assert!(reason.contains("/proc"), "{destination}: {reason}");
+        let top = if cfg!(target_os = "linux") { "/proc" } else { "/dev" };
+        assert!(reason.contains(&format!("mounted in {top} of")), "{destination}: {reason}");
     }
 }
 
@@ -316,11 +327,12 @@ fn hostile_places_for_what_every_container_has() {
         let Some(sandbox) = Sandbox::new() else { return };
         fs::remove_dir(sandbox.root().join(name)).unwrap();
         symlink(target, sandbox.root().join(name)).unwrap();
-        let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let before = mounted(sandbox.dir.path());
         // Whether it starts is the image's affair.
         let _ = sandbox.run(&["true"]);
-        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+        assert_eq!(mounted(sandbox.dir.path()), before);
         assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        #[cfg(target_os = "linux")]
         assert!(Path::new("/proc/self/exe").exists());
     }
 }
@@ -334,13 +346,9 @@ fn what_somebody_mounted_below_a_root_is_gone_after_the_release() {
     for place in ["tmp", "tmp/deep", "root"] {
         let place = sandbox.root().join(place);
         fs::create_dir_all(&place).unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("tmpfs", &place, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
+        mount_tmpfs(&place);
     }
-    let ours = || {
-        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
-        table.lines().filter(|line| line.contains(sandbox.root().to_str().unwrap())).count()
-    };
+    let ours = || mounted(&sandbox.root()).len();
     assert_eq!(ours(), 3);
     for _ in 0..2 {
         sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
@@ -348,6 +356,7 @@ fn what_somebody_mounted_below_a_root_is_gone_after_the_release() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_host_mount_that_comes_later_does_not_appear() {
     let Some(mut sandbox) = Sandbox::new() else { return };
@@ -370,6 +379,7 @@ fn a_host_mount_that_comes_later_does_not_appear() {
     rustix::mount::unmount(&later, rustix::mount::UnmountFlags::DETACH).unwrap();
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn mounts_go_with_the_container() {
     let Some(mut sandbox) = Sandbox::new() else { return };

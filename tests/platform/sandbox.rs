@@ -4,17 +4,20 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use kleene_tests::{mounts, programs, rootfs};
+use kleene_tests::{host, mounts, programs, rootfs};
 use kleened::platform::supervisor::wire::{self, Hello, Kind};
 use kleened::platform::{self, Error, Launch, LogConfig, Mount, Platform, Process, Setup};
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
 use kleened_api::stream::{Exit, WindowSize};
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::Pid;
+#[cfg(target_os = "linux")]
+use rustix::process::PidfdFlags;
 
 /// Nothing here takes longer unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -148,10 +151,14 @@ impl Sandbox {
 
     /// The supervisor of the running container.
     pub(crate) fn supervisor(&self) -> Pid {
-        let init = self.platform.running().unwrap()[0].jid;
-        let status = fs::read_to_string(format!("/proc/{init}/status")).unwrap();
-        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
-        Pid::from_raw(parent.parse().unwrap()).unwrap()
+        self.supervisor_of(&self.platform.running().unwrap()[0].instance)
+    }
+
+    /// The supervisor of an instance, which is nobody's child.
+    pub(crate) fn supervisor_of(&self, instance: &Id) -> Pid {
+        let found = host::processes(&["supervise", instance.as_str()]);
+        let mut found = found.into_iter().filter(|pid| parent(*pid) == Some(Pid::INIT));
+        found.next().expect("a supervisor")
     }
 
     /// Runs lines of shell in the running container.
@@ -183,10 +190,65 @@ pub(crate) fn id() -> Id {
     format!("c{:05x}{count:06x}", std::process::id() & 0xf_ffff).parse().unwrap()
 }
 
+/// The parent of a process.
+fn parent(pid: Pid) -> Option<Pid> {
+    let said = Command::new("ps").args(["-o", "ppid=", "-p", &pid.to_string()]).output().unwrap();
+    Pid::from_raw(String::from_utf8_lossy(&said.stdout).trim().parse().ok()?)
+}
+
 /// Returns when the process is gone.
+#[cfg(target_os = "linux")]
 pub(crate) fn wait_for(pid: Pid) {
     if let Ok(file) = rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
         rustix::event::poll(&mut [PollFd::new(&file, PollFlags::IN)], None).unwrap();
+    }
+}
+
+/// Returns when the process is gone.
+#[cfg(target_os = "freebsd")]
+pub(crate) fn wait_for(pid: Pid) {
+    let watch = kleened_sys::watch::Watch::new().unwrap();
+    if watch.exit_of(pid).unwrap() {
+        rustix::event::poll(&mut [PollFd::new(&watch, PollFlags::IN)], None).unwrap();
+    }
+}
+
+/// Returns when no process of a container is left that the platform called by this number.
+#[cfg(target_os = "linux")]
+pub(crate) fn wait_for_container(jid: i32) {
+    wait_for(Pid::from_raw(jid).unwrap());
+}
+
+/// Returns when no process of a container is left that the platform called by this number.
+#[cfg(target_os = "freebsd")]
+pub(crate) fn wait_for_container(jid: i32) {
+    while let Some(pid) = kleened_sys::process::of_jail(jid).unwrap().first() {
+        wait_for(*pid);
+    }
+}
+
+/// Whether no process of a container is left that the platform called by this number.
+pub(crate) fn is_gone(jid: i32) -> bool {
+    #[cfg(target_os = "linux")]
+    return !Path::new(&format!("/proc/{jid}")).exists();
+    #[cfg(target_os = "freebsd")]
+    return kleened_sys::process::of_jail(jid).unwrap().is_empty();
+}
+
+/// What is mounted, as far as it could be a sandbox's: others come and go.
+pub(crate) fn mounted(below: &Path) -> Vec<String> {
+    let below = fs::canonicalize(below).unwrap();
+    #[cfg(target_os = "linux")]
+    {
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let below = below.to_str().unwrap();
+        table.lines().filter(|line| line.contains(below)).map(str::to_owned).collect()
+    }
+    #[cfg(target_os = "freebsd")]
+    {
+        let table = kleened_sys::nmount::table().unwrap();
+        let own = table.iter().filter(|entry| entry.at.starts_with(&below));
+        own.map(|entry| format!("{entry:?}")).collect()
     }
 }
 

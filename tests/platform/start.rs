@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use kleened::platform::Error;
+#[cfg(target_os = "linux")]
 use kleened_api::container::NetworkDriver;
 
 use crate::sandbox::{Sandbox, id};
@@ -144,6 +145,7 @@ fn hostile_user_files() {
     assert_eq!(sandbox.run(&["true"]).unwrap().code, 0);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn the_daemons_fate_is_not_inherited() {
     let Some(sandbox) = Sandbox::new() else { return };
@@ -179,6 +181,7 @@ fn the_directory_to_start_in() {
     assert!(matches!(sandbox.run_launch(&launch), Err(Error::Start { .. })));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn the_host_name_and_the_network() {
     let Some(mut sandbox) = Sandbox::new() else { return };
@@ -194,6 +197,7 @@ fn the_host_name_and_the_network() {
     assert_ne!(rustix::system::uname().nodename().to_str(), Ok("sandbox"));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn what_is_not_supported_is_refused() {
     let Some(sandbox) = Sandbox::new() else { return };
@@ -248,12 +252,15 @@ fn a_process_joins_the_running_container() {
     let (client, _) = sandbox.start("mkdir /tmp/x; cd /tmp/x; export A=b");
     let outcome = sandbox.exec("hostname; ls -d /tmp/x; echo \"$A\"; pwd; exit 3");
     assert_eq!((outcome.code, outcome.output.as_str()), (3, "sandbox\n/tmp/x\n\n/\n"));
-    let pid = sandbox.platform.running().unwrap()[0].jid;
-    for kind in ["mnt", "pid", "uts", "ipc", "net"] {
-        let expected = fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
-        let seen = sandbox.exec(&format!("readlink /proc/self/ns/{kind}")).output;
-        assert_eq!(seen.trim(), expected.to_str().unwrap());
-        assert_ne!(expected, fs::read_link(format!("/proc/self/ns/{kind}")).unwrap());
+    #[cfg(target_os = "linux")]
+    {
+        let pid = sandbox.platform.running().unwrap()[0].jid;
+        for kind in ["mnt", "pid", "uts", "ipc", "net"] {
+            let expected = fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+            let seen = sandbox.exec(&format!("readlink /proc/self/ns/{kind}")).output;
+            assert_eq!(seen.trim(), expected.to_str().unwrap());
+            assert_ne!(expected, fs::read_link(format!("/proc/self/ns/{kind}")).unwrap());
+        }
     }
     let mut launch = sandbox.joined(&["id", "-u"]);
     launch.process.user = "www".to_owned();

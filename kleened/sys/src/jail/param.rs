@@ -40,14 +40,14 @@ pub struct Type {
     pub kind: Kind,
     /// Whether it has any number of values, written with commas between them.
     pub is_array: bool,
-    /// Whether it can be set.
+    /// Whether it can be set: always, or when the jail is made.
     pub is_writable: bool,
 }
 
 /// The low bits of a sysctl's flags: its type, from `sys/sysctl.h`.
 const CTLTYPE: u32 = 0xf;
-/// `CTLFLAG_WR`.
-const CTLFLAG_WR: u32 = 0x4000_0000;
+/// `CTLFLAG_WR`, and `CTLFLAG_TUN` of what can be set once, when the jail is made.
+const WRITABLE: u32 = 0x4000_0000 | 0x0008_0000;
 
 impl Type {
     /// The type by the flags and format of its sysctl below `security.jail.param`, and by the text that
@@ -76,7 +76,7 @@ impl Type {
             8 => Kind::UnsignedLong,
             _ => return None,
         };
-        Some(Self { kind, is_array, is_writable: flags & CTLFLAG_WR != 0 })
+        Some(Self { kind, is_array, is_writable: flags & WRITABLE != 0 })
     }
 }
 
@@ -335,7 +335,7 @@ fn jailsys(value: &str) -> Option<i32> {
 mod tests {
     use super::*;
 
-    /// As a FreeBSD 15 kernel says: `sysctl -t security.jail.param`, with `CTLFLAG_WR` where it is.
+    /// As a kernel says, with `CTLFLAG_WR` or `CTLFLAG_TUN` where it is: `sys/kern/kern_jail.c`.
     const KERNEL: &[(&str, u32, &str, &str)] = &[
         ("persist", 0x4000_0002, "B,boolean", "0"),
         ("allow.raw_sockets", 0x4000_0002, "B", "0"),
@@ -343,9 +343,9 @@ mod tests {
         ("novelty", 0x4000_0002, "I", "0"),
         ("host.hostname", 0x4000_0003, "A", "256"),
         ("children.max", 0x4000_0002, "I", "0"),
-        ("children.cur", 0x0000_0002, "I", "0"),
+        ("children.cur", 0x8000_0002, "I", "0"),
         ("host.hostid", 0x4000_0008, "LU", "0"),
-        ("ip4", 0x4000_0002, "E,jailsys", "0"),
+        ("ip4", 0x8008_0002, "E,jailsys", "0"),
         ("ip4.addr", 0x4000_0005, "S,in_addr,a", ""),
         ("ip6.addr", 0x4000_0005, "S,in6_addr,a", ""),
         ("odd", 0x4000_0005, "S,vnet", ""),

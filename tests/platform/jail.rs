@@ -1,0 +1,210 @@
+//! What only jails have: parameters, commands at their beginning and end, rules for devices.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use kleened::platform::supervisor::wire::Kind;
+use kleened::platform::{Error, Launch};
+use kleened_api::container::NetworkDriver;
+
+use crate::sandbox::{Sandbox, mounted};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A first process with jail parameters.
+fn with(sandbox: &Sandbox, argv: &[&str], parameters: &[&str]) -> Launch {
+    let mut launch = sandbox.first(argv);
+    let setup = launch.setup.as_mut().unwrap();
+    setup.jail_param = parameters.iter().map(|&text| text.to_owned()).collect();
+    launch
+}
+
+/// Parameters of the running jail, by jls(8).
+fn parameters(sandbox: &Sandbox, names: &[&str]) -> String {
+    let jls = Command::new("jls").args(["-j", sandbox.container.as_str()]).args(names).output();
+    let jls = jls.unwrap();
+    assert!(jls.status.success(), "{}", String::from_utf8_lossy(&jls.stderr));
+    String::from_utf8(jls.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn the_defaults_are_safe() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let (client, _) = sandbox.start("");
+    let names = ["enforce_statfs", "devfs_ruleset", "children.max", "allow.raw_sockets", "persist"];
+    assert_eq!(parameters(&sandbox, &names), "2 4 0 false false");
+    assert_eq!(parameters(&sandbox, &["host.hostname"]), "sandbox");
+    assert_eq!(sandbox.exec("hostname").output, "sandbox\n");
+    let devices = sandbox.exec("ls /dev").output;
+    for needed in ["fd", "null", "random", "stdin", "zero"] {
+        assert!(devices.lines().any(|name| name == needed), "{needed} is not in {devices}");
+    }
+    for secret in ["geom.ctl", "kmem", "mem", "pci"] {
+        assert!(!devices.lines().any(|name| name == secret), "{secret} is in /dev");
+    }
+    for command in ["mount -t tmpfs tmpfs /tmp", "hostname other && false", "sysctl kern.maxproc=1"]
+    {
+        assert_ne!(sandbox.exec(command).code, 0, "{command}");
+    }
+    drop(client);
+}
+
+#[test]
+fn networks() {
+    let Some(mut sandbox) = Sandbox::new() else { return };
+    for (network, answer) in
+        [(NetworkDriver::Host, "inherit inherit"), (NetworkDriver::Disabled, "new new")]
+    {
+        sandbox.network = network;
+        let (client, _) = sandbox.start("");
+        let said = parameters(&sandbox, &["ip4", "ip6"]);
+        let said = said.replace("disable", "new");
+        assert_eq!(said, answer, "{network:?}");
+        client.end();
+        sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    }
+}
+
+#[test]
+fn parameters_are_the_kernels() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let given = [
+        "children.max=3",
+        "allow.raw_sockets",
+        "allow.noset_hostname",
+        "host.hostname=web",
+        "enforce_statfs=1",
+    ];
+    let mut launch = with(&sandbox, &["cat"], &given);
+    launch.process.stdin = true;
+    let client = sandbox.attach(&launch).unwrap();
+    let names = [
+        "children.max",
+        "allow.raw_sockets",
+        "allow.set_hostname",
+        "host.hostname",
+        "enforce_statfs",
+    ];
+    assert_eq!(parameters(&sandbox, &names), "3 true false web 1");
+    // What runs can be given others.
+    let update = |text: &str| sandbox.platform.update(&sandbox.container, &[text.to_owned()]);
+    update("allow.noraw_sockets").unwrap();
+    update("host.hostname=other").unwrap();
+    assert_eq!(parameters(&sandbox, &["allow.raw_sockets", "host.hostname"]), "false other");
+    assert!(matches!(update("no.such"), Err(Error::Invalid(_))));
+    let error = update("osrelease=1").unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("cannot be changed"), "{error}: {cause}");
+    client.end();
+    assert!(matches!(update("children.max=1"), Err(Error::NotRunning(_))));
+}
+
+#[test]
+fn what_is_wrong_is_refused_before_anything_is_made() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    for (text, words) in [
+        ("allow.rawsockets", "did you mean 'allow.raw_sockets'"),
+        ("children.max=many", "takes a number"),
+        ("children.cur=1", "can't be set"),
+        ("path=/", "not for containers"),
+        ("exec.start=x", "not for containers"),
+        ("ip4=maybe", "'new', 'inherit' or 'disable'"),
+        ("", "no jail parameter"),
+    ] {
+        let error = sandbox.platform.check(NetworkDriver::Host, &[text.to_owned()]).unwrap_err();
+        assert!(matches!(&error, Error::Invalid(said) if said.contains(words)), "{text}: {error}");
+        let error = sandbox.run_launch(&with(&sandbox, &["true"], &[text])).unwrap_err();
+        assert!(error.to_string().contains(words), "{text}: {error}");
+        assert_eq!(mounted(&sandbox.root()), [""; 0]);
+    }
+    for network in [NetworkDriver::Ipnet, NetworkDriver::Vnet] {
+        assert!(matches!(sandbox.platform.check(network, &[]), Err(Error::Unsupported(_))));
+    }
+    // In the kernel's words.
+    let error = sandbox.run_launch(&with(&sandbox, &["true"], &["securelevel=-5"])).unwrap_err();
+    assert!(error.to_string().contains("jail"), "{error}");
+    assert_eq!(mounted(&sandbox.root()), [""; 0]);
+}
+
+#[test]
+fn a_jail_that_persists_stays_without_a_process() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut client = sandbox.attach(&with(&sandbox, &["true"], &["persist"])).unwrap();
+    assert!(!client.wait_for_exit().container_ended);
+    assert_eq!(sandbox.platform.running().unwrap().len(), 1);
+    assert_eq!(sandbox.exec("echo inside").output, "inside\n");
+    assert!(sandbox.platform.kill(&sandbox.container).unwrap());
+    client.wait_for_end();
+    assert_eq!(sandbox.platform.running().unwrap(), []);
+    assert_eq!(mounted(&sandbox.root()), [""; 0]);
+}
+
+#[test]
+fn commands_at_the_beginning_and_the_end() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let file = sandbox.host("steps");
+    let step = |name: &str| format!("exec.{name}=echo {name} >> {}", file.display());
+    let hooks = ["prestart", "created", "poststart", "prestop", "poststop", "release"].map(step);
+    let mut given: Vec<&str> = hooks.iter().map(String::as_str).collect();
+    given.push("exec.stop=echo inside > /tmp/stop; kill -TERM $(cat /tmp/pid)");
+    let script = "echo $$ > /tmp/pid; trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done";
+    let mut client = sandbox.attach(&with(&sandbox, &["sh", "-c", script], &given)).unwrap();
+    client.wait_for("up\n");
+    assert!(sandbox.platform.terminate(&sandbox.container, PATIENCE).unwrap());
+    assert_eq!(client.wait_for_exit().code, 5);
+    client.wait_for_end();
+    let steps = fs::read_to_string(&file).unwrap();
+    assert_eq!(steps, "prestart\ncreated\npoststart\nprestop\npoststop\nrelease\n");
+    assert_eq!(fs::read_to_string(sandbox.root().join("tmp/stop")).unwrap(), "inside\n");
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    // One that fails fails the start.
+    let error =
+        sandbox.run_launch(&with(&sandbox, &["true"], &["exec.prestart=exit 3"])).unwrap_err();
+    assert!(error.to_string().contains("exit 3"), "{error}");
+    assert_eq!(mounted(&sandbox.root()), [""; 0]);
+}
+
+#[test]
+fn file_systems_of_the_kernels_own() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let kinds = |parameters: &[&str]| {
+        let mut launch = with(&sandbox, &["cat"], parameters);
+        launch.process.stdin = true;
+        let client = sandbox.attach(&launch).unwrap();
+        let mounts = sandbox.platform.mounts(&sandbox.container).unwrap();
+        client.end();
+        sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+        let places = mounts.iter().map(|mount| mount.destination.to_str().unwrap().to_owned());
+        places.collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(&[]), ["/dev"]);
+    assert_eq!(kinds(&["mount.nodevfs"]), [""; 0]);
+    assert_eq!(kinds(&["mount.fdescfs", "mount.procfs"]), ["/dev", "/dev/fd", "/proc"]);
+}
+
+#[test]
+fn a_user_of_the_jails() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let launch =
+        with(&sandbox, &["sh", "-c", "id -un; umask; echo $HOME"], &["exec.jail_user=www"]);
+    assert_eq!(sandbox.run_launch(&launch).unwrap().output, "www\n0022\n/var/www\n");
+    let mut launch = launch;
+    launch.process.user = "root".to_owned();
+    assert!(sandbox.run_launch(&launch).unwrap().output.starts_with("root\n"));
+}
+
+#[test]
+fn a_terminal_is_its_processes_own() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut launch = sandbox.first(&["sh", "-c", "tty; test -c $(tty) && echo there; cat"]);
+    (launch.process.tty, launch.process.stdin) = (true, true);
+    launch.process.user = "www".to_owned();
+    let mut client = sandbox.attach(&launch).unwrap();
+    let name = client.wait_for("\r\n");
+    client.wait_for("there\r\n");
+    // Another process of the same jail, which has no terminal, does not see it.
+    assert_ne!(sandbox.exec(&format!("test -c {name}")).code, 0);
+    client.send(Kind::STDIN, b"");
+    assert_eq!(client.finish().code, 0);
+}
