@@ -117,6 +117,8 @@ impl Drop for Cage {
 /// Runs a command of the host's, with a shell, as `jail(8)` does.
 pub(super) fn run(command: &str, time: Duration) -> io::Result<()> {
     let mut shell = Command::new(SHELL);
+    // A supervisor has none, so that what it makes has the modes that it says.
+    let command = format!("umask 022\n{command}");
     shell.arg("-c").arg(command).env_clear().env("PATH", PATH).current_dir("/");
     shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let mut child = shell.spawn()?;
