@@ -3,6 +3,7 @@
 //! On an emulated processor everything is slow, the other side too: read the ratios. What bounds a
 //! comparison is said below it: how busy the processor was, and how many transaction groups went by.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -174,40 +175,47 @@ fn first_use(pool: &str) {
     must(&mut create(&parent));
     must(Command::new("zpool").args(["sync", pool]));
     for (what, rounds) in [("small", 3), ("large", 3)] {
-        let space = |run: &dyn Fn()| {
+        let space = |what: &str, run: &dyn Fn()| {
             let before = allocated(pool);
             let took = timed(run);
-            println!(
-                "        {:.1} MiB of new space",
-                (allocated(pool) - before) as f64 / f64::from(1 << 20)
-            );
+            let new = (allocated(pool) - before) as f64 / f64::from(1 << 20);
+            println!("    {what}: {new:.1} MiB of new space");
+            took
+        };
+        let create = |name: &str, options: &str| {
+            let mount = format!("{name}:/{what}{options}");
+            let create = ["container", "create", "--name", name, "-m", &mount, "large"];
+            space(&format!("klee{options}"), &|| klee(&daemon, &create))
+        };
+        // What a container takes without content, in the same round.
+        let created: RefCell<Vec<(Duration, Duration)>> = RefCell::default();
+        let both = |round: usize| {
+            let mut created = created.borrow_mut();
+            if created.len() == round {
+                let name = format!("{what}{round}");
+                created.push((create(&name, ""), create(&format!("{name}-bare"), ":rw,nocopy")));
+            }
+            created[round]
+        };
+        let copied = |round: usize, options: &'static [&'static str]| {
+            let target = format!("{parent}/{what}{round}");
+            let took = space(&format!("cp {}", options.join(" ")), &|| {
+                must(Command::new("zfs").args(["create", &target]));
+                let source = source.join(what);
+                must(Command::new("cp").args(options).arg(source).arg(format!("/tmp/{target}/")));
+            });
+            zfs(&["destroy", &target]);
             took
         };
         let sides = vec![
-            Side::new("klee container create", |round| {
-                let (volume, container) = (format!("{what}{round}"), format!("{what}-{round}"));
-                let mount = format!("{volume}:/{what}");
-                space(&|| {
-                    klee(
-                        &daemon,
-                        &["container", "create", "--name", &container, "-m", &mount, "large"],
-                    )
-                })
+            Side::new("klee, the content alone", |round| {
+                let (all, bare) = both(round);
+                all.saturating_sub(bare)
             }),
-            Side::new("zfs create, cp -a", |round| {
-                let target = format!("{parent}/{what}{round}");
-                let took = space(&|| {
-                    must(Command::new("zfs").args(["create", &target]));
-                    must(
-                        Command::new("cp")
-                            .arg("-a")
-                            .arg(source.join(what))
-                            .arg(format!("/tmp/{target}/")),
-                    );
-                });
-                zfs(&["destroy", &target]);
-                took
-            }),
+            Side::new("klee container create", |round| both(round).0),
+            Side::new("the same with nocopy", |round| both(round).1),
+            Side::new("zfs create, cp -a", |round| copied(round, &["-a"])),
+            Side::new("…, not cloning", |round| copied(round, &["-a", "--reflink=never"])),
         ];
         race(&format!("first-use content, {what}"), rounds, sides);
     }

@@ -266,6 +266,14 @@ fn what_plain_zfs_does_is_noticed_as_it_happens() {
     zfs(&["set", "atime=off", "refquota=64M", &dataset("c")]);
     let changed = daemon.inspect("volume", "c")["volume"]["changed"].clone();
     assert_eq!(changed, json!({"recordsize": "default", "atime": "off"}));
+    let record = zfs(&["get", "-H", "-o", "value", "org.kleene:record", &dataset("c")]);
+    let changed = format!("the record of {} was changed", dataset("c"));
+    assert!(!daemon.log().contains(&changed), "{}", daemon.log());
+    zfs(&["set", "org.kleene:record=theirs", &dataset("c")]);
+    eventually("noticing", || known(&daemon) == ["a:attached", "c:error"]);
+    assert!(daemon.log().contains(&changed), "{}", daemon.log());
+    zfs(&["set", &format!("org.kleene:record={}", record.trim_end()), &dataset("c")]);
+    eventually("noticing", || known(&daemon) == ["a:attached", "c:available"]);
     // Its record goes, so nobody knows any more whose it is.
     zfs(&["inherit", "org.kleene:record", &dataset("c")]);
     eventually("noticing", || known(&daemon) == ["a:attached", "c:error"]);

@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use kleene_tests::tree::describe;
-use kleened::storage::{Area, DatasetPath, DatasetSpec, Error, Event, Told, zfs as driver};
+use kleened::storage::{Area, DatasetPath, DatasetSpec, Error, Event, Told, Usage, zfs as driver};
 use kleened_api::volume::{Mode, Owner};
 
 use crate::fixture::{Fixture, in_memory, volume};
@@ -470,5 +470,52 @@ fn watched() {
     assert!(!until(&Event::Vanished(path.clone())).contains(&Event::Appeared(path.clone())));
     drop(other);
     let _ = fs::remove_dir(f.driver.mountpoint(&path));
+    f.nothing_is_left_over();
+}
+
+#[test]
+fn what_is_measured_again_is_what_there_is() {
+    let Some(mut f) = fixture() else { return };
+    let (path, root) = (volume("v"), f.place().dataset().to_owned());
+    let name = format!("{root}/volumes/v");
+    f.make(&path);
+    // What is left in the pool, the other tests change.
+    let own = |usage: Usage| Usage { available: 0, ..usage };
+    let measured = || {
+        loop {
+            let before = own(f.driver.usage(&path).unwrap());
+            let all = f.driver.usages(Area::Volumes).unwrap();
+            // Nothing was written to it between them.
+            if own(f.driver.usage(&path).unwrap()) == before {
+                assert_eq!(all.len(), 1);
+                assert_eq!((&all[0].0, own(all[0].1)), (&path, before));
+                return before;
+            }
+        }
+    };
+    f.settle(&path);
+    let first = measured();
+    assert_eq!(measured(), first);
+    zfs(&["set", "refquota=64M", &name]);
+    assert_eq!(measured().size, Some(64 << 20));
+    fs::write(f.driver.mountpoint(&path).join("more"), vec![7; 1 << 20]).unwrap();
+    zfs(&["snapshot", &format!("{name}@s")]);
+    assert!(measured().referenced > first.referenced);
+    fs::remove_file(f.driver.mountpoint(&path).join("more")).unwrap();
+    // What is removed is freed a little later.
+    let freed = || {
+        zfs(&["snapshot", &format!("{name}@probe")]);
+        zfs(&["destroy", &format!("{name}@probe")]);
+        measured().snapshots > 0
+    };
+    assert!((0..100).any(|_| freed()));
+    zfs(&["destroy", &format!("{name}@s")]);
+    assert_eq!(measured().snapshots, 0);
+    f.make(&volume("w"));
+    assert_eq!(f.driver.usages(Area::Volumes).unwrap().len(), 2);
+    for name in ["v", "w"] {
+        f.driver.destroy(&volume(name)).unwrap();
+    }
+    assert!(f.driver.usages(Area::Volumes).unwrap().is_empty());
     f.nothing_is_left_over();
 }

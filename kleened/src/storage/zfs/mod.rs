@@ -21,6 +21,7 @@ mod record;
 mod source;
 mod stream;
 mod threads;
+mod usage;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ use super::{
 use lock::Locks;
 use record::{Pending, RECORD};
 use threads::on_threads;
+use usage::Measured;
 use watch::Watched;
 
 /// The driver. See the [module](self).
@@ -58,6 +60,7 @@ pub struct Zfs {
     watched: Option<Mutex<Watched>>,
     /// The volumes that there were when the root was opened, until somebody asks for them.
     first: Mutex<Option<Vec<DatasetPath>>>,
+    measured: Mutex<Option<Measured>>,
 }
 
 /// Opens the root: the dataset that is mounted at that directory. What a crash left half done is finished
@@ -88,6 +91,7 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
         stop: AtomicBool::new(false),
         watched: watch::begin(zfs),
         first: Mutex::default(),
+        measured: Mutex::default(),
     };
     driver.make_intents()?;
     driver.make_areas()?;
@@ -95,10 +99,6 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
     driver.recover()?;
     Ok(Box::new(driver))
 }
-
-/// The properties that say how much space a dataset takes.
-const MEASURES: &[&str] =
-    &["used", "referenced", "available", "usedbysnapshots", "refquota", "compressratio"];
 
 /// What the names in the scratch area begin with of what is being received.
 const IMPORT: &str = "import-";
@@ -443,32 +443,11 @@ impl Driver for Zfs {
     }
 
     fn usage(&self, path: &DatasetPath) -> Result<Usage> {
-        let properties = self.zfs.properties(&self.name(path)?, MEASURES);
-        let properties = properties.map_err(|error| self.failed("measure", path, error))?;
-        let number = |name: &str| properties.number(name);
-        Ok(Usage {
-            used: number("used").unwrap_or_default(),
-            referenced: number("referenced").unwrap_or_default(),
-            available: number("available").unwrap_or_default(),
-            snapshots: number("usedbysnapshots").unwrap_or_default(),
-            size: number("refquota").filter(|bytes| *bytes > 0),
-            compress_ratio: number("compressratio").and_then(|ratio| ratio.try_into().ok()),
-        })
+        self.measure(path)
     }
 
     fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
-        let paths = self.children(area)?;
-        let all = on_threads(&paths, |path| self.usage(path));
-        let mut usages = Vec::with_capacity(paths.len());
-        for (path, usage) in paths.into_iter().zip(all) {
-            match usage {
-                Ok(usage) => usages.push((path, usage)),
-                // Destroyed meanwhile.
-                Err(Error::NotFound(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(usages)
+        self.measure_all(area)
     }
 
     fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>> {
