@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use ring::digest::{Context, SHA256};
 use ureq::http::Uri;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Error as Http};
 
 /// The list of sums beside the archives of a release of FreeBSD.
@@ -433,6 +434,9 @@ fn stream(uri: &Uri, pieces: &SyncSender<Piece>) -> Result<(), Http> {
         .timeout_connect(Some(PATIENCE))
         .timeout_recv_response(Some(PATIENCE))
         .timeout_per_read(Some(IDLE))
+        // What was asked for by https is not taken over http from elsewhere.
+        .https_only(uri.scheme_str() == Some("https"))
+        .tls_config(TlsConfig::builder().root_certs(trusted()).build())
         .accept_encoding("identity")
         .user_agent(concat!("kleened/", env!("CARGO_PKG_VERSION")))
         .max_idle_connections(0)
@@ -453,6 +457,28 @@ fn stream(uri: &Uri, pieces: &SyncSender<Piece>) -> Result<(), Http> {
         wanted = pieces.send(Piece::Data(bytes)).is_ok();
     }
     Ok(())
+}
+
+/// Where hosts keep the certificates that they trust, in one file: FreeBSD, its packages, Debian.
+const CERTIFICATES: [&str; 3] =
+    ["/etc/ssl/cert.pem", "/usr/local/etc/ssl/cert.pem", "/etc/ssl/certs/ca-certificates.crt"];
+
+/// The certificates that the host trusts; Mozilla's, as of when this was built, where it has no such file.
+fn trusted() -> RootCerts {
+    let named = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let files = named.into_iter().chain(CERTIFICATES.map(PathBuf::from));
+    for file in files {
+        let Ok(pem) = std::fs::read(&file) else { continue };
+        let items = parse_pem(&pem).filter_map(|item| match item {
+            Ok(PemItem::Certificate(certificate)) => Some(certificate),
+            _ => None,
+        });
+        let certificates: Vec<_> = items.collect();
+        if !certificates.is_empty() {
+            return certificates.into();
+        }
+    }
+    RootCerts::WebPki
 }
 
 /// What the client's error means, for a person.
