@@ -3,12 +3,15 @@
  * it compiles or it does not.
  */
 #include <sys/param.h>
+#include <sys/acl.h>
 #include <sys/event.h>
+#include <sys/extattr.h>
 #include <sys/fcntl.h>
 #include <sys/jail.h>
 #include <sys/mount.h>
 #include <sys/procctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/sysctl.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -105,3 +108,47 @@ SAME(PROC_PDEATHSIG_CTL, 11);
 /* kleened/sys/src/socket.rs: bindat(2), connectat(2) */
 TYPE(bindat, int (*)(int, int, const struct sockaddr *, socklen_t));
 TYPE(connectat, int (*)(int, int, const struct sockaddr *, socklen_t));
+
+/* kleened/sys/src/fs/acl.rs: acl(3), <sys/acl.h> */
+SAME(sizeof(acl_t), sizeof(void *));
+SAME(sizeof(acl_entry_t), sizeof(void *));
+SAME(sizeof(acl_type_t), 4);
+SAME(ACL_TYPE_ACCESS, 2);
+SAME(ACL_TYPE_DEFAULT, 3);
+SAME(ACL_TYPE_NFS4, 4);
+SAME(ACL_TEXT_NUMERIC_IDS, 2);
+SAME(ACL_FIRST_ENTRY, 0);
+TYPE(acl_get_fd_np, acl_t (*)(int, acl_type_t));
+TYPE(acl_set_fd_np, int (*)(int, acl_t, acl_type_t));
+TYPE(acl_delete_fd_np, int (*)(int, acl_type_t));
+TYPE(acl_get_entry, int (*)(acl_t, int, acl_entry_t *));
+TYPE(acl_is_trivial_np, int (*)(const acl_t, int *));
+TYPE(acl_strip_np, acl_t (*)(const acl_t, int));
+TYPE(acl_to_text_np, char *(*)(acl_t, ssize_t *, int));
+TYPE(acl_from_text, acl_t (*)(const char *));
+TYPE(acl_free, int (*)(void *));
+SAME(_PC_ACL_EXTENDED, 59);
+SAME(_PC_ACL_NFS4, 64);
+
+/* kleened/sys/src/fs/xattr.rs: extattr_get_fd(2), <sys/extattr.h> */
+SAME(EXTATTR_NAMESPACE_USER, 1);
+SAME(EXTATTR_NAMESPACE_SYSTEM, 2);
+TYPE(extattr_get_fd, ssize_t (*)(int, int, const char *, void *, size_t));
+TYPE(extattr_set_fd, ssize_t (*)(int, int, const char *, const void *, size_t));
+TYPE(extattr_list_fd, ssize_t (*)(int, int, void *, size_t));
+TYPE(extattr_delete_fd, int (*)(int, int, const char *));
+
+/* kleened/sys/src/fs/flags.rs: chflagsat(2), <sys/stat.h> */
+SAME(UF_NODUMP | UF_IMMUTABLE | UF_APPEND | UF_OPAQUE | UF_NOUNLINK, 0x1f);
+SAME(UF_SYSTEM, 0x80);
+SAME(UF_SPARSE, 0x100);
+SAME(UF_OFFLINE, 0x200);
+SAME(UF_REPARSE, 0x400);
+SAME(UF_ARCHIVE, 0x800);
+SAME(UF_READONLY, 0x1000);
+SAME(UF_HIDDEN, 0x8000);
+SAME(SF_ARCHIVED, 0x10000);
+SAME(SF_IMMUTABLE, 0x20000);
+SAME(SF_APPEND, 0x40000);
+SAME(SF_NOUNLINK, 0x100000);
+TYPE(chflagsat, int (*)(int, const char *, unsigned long, int));
