@@ -369,6 +369,29 @@ fn a_dataset_is_copied_or_cloned() {
 }
 
 #[test]
+fn a_crash_leaves_nothing_of_others_datasets_changed() {
+    let mut daemon = daemon();
+    let Some(room) = theirs(&daemon) else { return };
+    let theirs = format!("{}/base", room.name());
+    for (method, plan) in [
+        ("zfs-copy", "mark:1:after:kill"),
+        ("zfs-copy", "copy_of:1:after:kill"),
+        ("zfs-clone", "clone_of:1:after:kill"),
+        ("zfs-clone", "unmark:1:before:kill"),
+    ] {
+        daemon.stop();
+        daemon.set_environment("KLEENED_FAULT", Some(plan));
+        daemon.boot();
+        assert_eq!(daemon.run(&format!("image create {method} {theirs}")).code, 10, "{plan}");
+        daemon.ended();
+        daemon.set_environment("KLEENED_FAULT", None);
+        daemon.boot();
+        nothing_left(&daemon);
+        assert_eq!(snapshots(&theirs), "", "{plan}");
+    }
+}
+
+#[test]
 fn what_is_no_dataset_is_no_image() {
     let daemon = daemon();
     let Some(room) = theirs(&daemon) else { return };
