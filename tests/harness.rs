@@ -119,11 +119,12 @@ impl Daemon {
         daemon
     }
 
-    /// A daemon whose root is in memory, where no copy is only a reference; `None` on a pool.
+    /// A daemon whose root is in memory, where no copy is only a reference; `None` on a pool, and where there
+    /// is too little of it.
     #[must_use]
     pub fn start_in_memory() -> Option<Self> {
         let mut daemon = Self::prepare("", &[]);
-        if daemon.room.is_some() {
+        if daemon.room.is_some() || !has("memory", host::memory() > 6 << 30) {
             return None;
         }
         daemon.prelude = daemon.mount_memory(4096);

@@ -48,6 +48,12 @@ pub fn mounts() -> Vec<String> {
     system::mounts()
 }
 
+/// The machine's memory, in bytes.
+#[must_use]
+pub fn memory() -> u64 {
+    system::memory()
+}
+
 /// No jail has its root below the folder any more, and nothing is mounted there but datasets. What a test has
 /// mounted on Linux is gone with the daemon's namespace.
 pub fn clear(folder: &Path) {
@@ -90,6 +96,11 @@ mod linux {
         let statm = fs::read_to_string("/proc/self/statm").expect("read statm");
         let pages: usize = statm.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("a number");
         (pages * 4096, fs::read_dir("/proc/self/fd").expect("list descriptors").count())
+    }
+
+    pub(super) fn memory() -> u64 {
+        let pages = rustix::system::sysinfo();
+        pages.totalram as u64 * u64::from(pages.mem_unit)
     }
 
     pub(super) fn seen_by(process: Pid, path: &Path) -> PathBuf {
@@ -147,6 +158,11 @@ mod freebsd {
         let memory = lines("ps", &["-o", "rss=", "-p", &own.to_string()]);
         let kib: usize = memory.first().and_then(|kib| kib.trim().parse().ok()).expect("a number");
         (kib << 10, descriptors(own).len())
+    }
+
+    pub(super) fn memory() -> u64 {
+        let size = lines("sysctl", &["-n", "hw.physmem"]);
+        size.first().and_then(|size| size.trim().parse().ok()).expect("a number")
     }
 
     pub(super) fn seen_by(_process: Pid, path: &Path) -> PathBuf {
