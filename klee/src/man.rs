@@ -22,6 +22,7 @@ const FILES: &[(&str, &str)] =
     &[("/var/run/kleened.sock", "The daemon's socket, where its configuration names no other.")];
 
 const EXAMPLES: &[(&str, &str)] = &[
+    ("klee image create fetch-auto", "Make an image of the release of FreeBSD that the host runs."),
     ("klee volume create --label tier=db --owner 770:770 data", "Make a volume."),
     (
         "klee run -d --name db -m data:/var/db/postgres postgres:16",
