@@ -109,6 +109,9 @@ pub(crate) struct Create {
     /// A jail parameter, see jail(8). On Linux it has no effect.
     #[arg(short = 'J', long = "jailparam", value_name = "NAME[=VALUE]")]
     pub(crate) jail_param: Vec<String>,
+    /// A limit of what the container may use, see rctl(8), as memoryuse=512M. Not on Linux.
+    #[arg(long = "limit", value_name = "RESOURCE[:ACTION]=AMOUNT[/PER]")]
+    pub(crate) limits: Vec<String>,
     /// Leave the container when containers are pruned.
     #[arg(short = 'P', long)]
     pub(crate) persist: bool,
@@ -167,6 +170,10 @@ pub(crate) struct Update {
     /// A jail parameter, see jail(8). On Linux it has no effect.
     #[arg(short = 'J', long = "jailparam", value_name = "NAME[=VALUE]")]
     pub(crate) jail_param: Vec<String>,
+    /// A limit of what the container may use, see rctl(8), as memoryuse=512M, in the place of all that it
+    /// has. Not on Linux.
+    #[arg(long = "limit", value_name = "RESOURCE[:ACTION]=AMOUNT[/PER]")]
+    pub(crate) limits: Vec<String>,
     /// Whether to leave the container when containers are pruned.
     #[arg(short = 'P', long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
           value_name = "BOOL")]
@@ -228,6 +235,7 @@ impl Listed for ContainerSummary {
         "network_driver",
         "public_ports",
         "jail_param",
+        "limits",
         "restart_policy",
         "persist",
         "created",
@@ -318,6 +326,7 @@ impl Create {
             env: Some(self.process.env.into_iter().flatten().collect()),
             mounts,
             jail_param: Some(self.jail_param),
+            limits: (!self.limits.is_empty()).then_some(self.limits),
             network_driver: Some(self.driver.unwrap_or_default()),
             public_ports: Vec::new(),
             restart_policy: Some(self.restart),
@@ -470,6 +479,7 @@ pub(crate) async fn update(args: Update, context: &Context) -> Result<(), Failur
         user: args.process.user,
         env: given(args.process.env.into_iter().flatten().collect()),
         jail_param: given(args.jail_param),
+        limits: given(args.limits),
         restart_policy: args.restart,
         persist: args.persist,
         hostname: args.hostname,
@@ -543,6 +553,7 @@ mod tests {
             network_driver: NetworkDriver::Host,
             public_ports: Vec::new(),
             jail_param: Vec::new(),
+            limits: vec!["maxproc=5".to_owned()],
             restart_policy: RestartPolicy::No,
             persist: false,
             created: Timestamp::now(),

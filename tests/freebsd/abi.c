@@ -10,6 +10,7 @@
 #include <sys/jail.h>
 #include <sys/mount.h>
 #include <sys/procctl.h>
+#include <sys/rctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysctl.h>
@@ -152,3 +153,7 @@ SAME(SF_IMMUTABLE, 0x20000);
 SAME(SF_APPEND, 0x40000);
 SAME(SF_NOUNLINK, 0x100000);
 TYPE(chflagsat, int (*)(int, const char *, unsigned long, int));
+
+/* kleened/sys/src/rctl.rs: rctl_add_rule(2), <sys/rctl.h> */
+TYPE(rctl_add_rule, int (*)(const char *, size_t, char *, size_t));
+TYPE(rctl_remove_rule, int (*)(const char *, size_t, char *, size_t));

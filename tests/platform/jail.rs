@@ -208,3 +208,34 @@ fn a_terminal_is_its_processes_own() {
     client.send(Kind::STDIN, b"");
     assert_eq!(client.finish().code, 0);
 }
+
+#[test]
+fn limits() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let wrong = sandbox.platform.check_limits(&["memory=1".to_owned()]).unwrap_err();
+    assert!(wrong.to_string().contains("did you mean 'memoryuse'"), "{wrong}");
+    let limits = ["maxproc=5".to_owned(), "memoryuse=1G".to_owned()];
+    if !kleened_sys::rctl::is_enabled().unwrap() {
+        let error = sandbox.platform.check_limits(&limits).unwrap_err();
+        assert!(error.to_string().contains("kern.racct.enable=1"), "{error}");
+        kleene_tests::mounts::skip("racct", "kern.racct.enable is 0");
+        return;
+    }
+    let rules = || {
+        let filter = format!("jail:{}", sandbox.container);
+        let said = Command::new("rctl").arg(filter).output().unwrap();
+        String::from_utf8(said.stdout).unwrap().lines().count()
+    };
+    let mut launch = sandbox.first(&["cat"]);
+    launch.process.stdin = true;
+    launch.setup.as_mut().unwrap().limits = limits.to_vec();
+    let client = sandbox.attach(&launch).unwrap();
+    assert_eq!(rules(), 2);
+    let crowd = "i=0; while [ $i -lt 10 ]; do sleep 1 & i=$((i+1)); done; wait";
+    assert_ne!(sandbox.exec(crowd).errors, "");
+    sandbox.platform.limit(&sandbox.container, &["openfiles=1000".to_owned()]).unwrap();
+    assert_eq!(rules(), 1);
+    assert_eq!(sandbox.exec(crowd).errors, "");
+    client.end();
+    assert_eq!(rules(), 0);
+}

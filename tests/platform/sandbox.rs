@@ -92,6 +92,7 @@ impl Sandbox {
             hostname: "sandbox".to_owned(),
             network: self.network,
             jail_param: Vec::new(),
+            limits: Vec::new(),
             mounts: self.mounts.clone(),
             log: LogConfig { path: self.log(), max_size: self.log_size, max_files: 3 },
         };

@@ -211,6 +211,9 @@ fn what_is_not_supported_is_refused() {
         let error = check(network, &[]).unwrap_err();
         assert!(matches!(&error, Error::Unsupported(text) if text.contains("'host'")), "{error}");
     }
+    sandbox.platform.check_limits(&[]).unwrap();
+    let error = sandbox.platform.check_limits(&["maxproc=5".to_owned()]).unwrap_err();
+    assert!(matches!(&error, Error::Unsupported(text) if text.contains("rctl(8)")), "{error}");
     for bad in ["", "=x", "a b", "a..b", "-x", "a=\0"] {
         assert!(matches!(check(NetworkDriver::Host, &[bad]), Err(Error::Invalid(_))), "{bad:?}");
     }

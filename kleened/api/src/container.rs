@@ -31,6 +31,9 @@ pub struct ContainerConfig {
     /// Jail parameters `NAME[=VALUE]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jail_param: Option<Vec<String>>,
+    /// Limits of what it may use: `RESOURCE[:ACTION]=AMOUNT[/PER]`, see rctl(8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Vec<String>>,
     /// The network. Not changed by an update.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_driver: Option<NetworkDriver>,
@@ -123,6 +126,9 @@ pub struct Container {
     pub public_ports: Vec<serde_json::Value>,
     /// Jail parameters.
     pub jail_param: Vec<String>,
+    /// Limits of what it may use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// When the daemon starts it by itself.
     pub restart_policy: RestartPolicy,
     /// Whether prune leaves it.

@@ -438,6 +438,7 @@ fn container(storage: &dyn Driver, id: &Id, entry: &ContainerEntry) -> Container
         network_driver: record.network_driver,
         public_ports: Vec::new(),
         jail_param: record.jail_param,
+        limits: record.limits,
         restart_policy: record.restart_policy,
         persist: record.persist,
         created: record.created,

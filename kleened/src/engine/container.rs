@@ -128,6 +128,7 @@ impl Engine {
             env: merge_env(&image.env, &config.env.unwrap_or_default())?,
             mounts,
             jail_param: config.jail_param.unwrap_or_default(),
+            limits: config.limits.unwrap_or_default(),
             network_driver: config.network_driver.unwrap_or_default(),
             restart_policy: config.restart_policy.unwrap_or_default(),
             persist: config.persist.unwrap_or_default(),
@@ -144,6 +145,7 @@ impl Engine {
         let name = &record.name;
         self.platform
             .check(record.network_driver, &record.jail_param)
+            .and_then(|()| self.platform.check_limits(&record.limits))
             .map_err(Error::platform("create container", name))?;
         if record.cmd.iter().chain([&record.user, &record.workdir]).any(|text| text.contains('\0'))
         {
@@ -361,6 +363,7 @@ impl Engine {
                 record.env = merge_env(&[], env)?;
             }
             record.jail_param = config.jail_param.unwrap_or(record.jail_param);
+            record.limits = config.limits.unwrap_or(record.limits);
             record.restart_policy = config.restart_policy.unwrap_or(record.restart_policy);
             record.persist = config.persist.unwrap_or(record.persist);
             record.auto_remove = config.auto_remove.unwrap_or(record.auto_remove);
@@ -369,6 +372,10 @@ impl Engine {
             engine.check_record(&record)?;
             let running = engine.catalogue().entry(&id)?.is_running();
             let added = |text: &&String| running && !before.jail_param.contains(*text);
+            if running && record.limits != before.limits {
+                let limited = engine.platform.limit(&id, &record.limits);
+                limited.map_err(Error::platform("update container", &id))?;
+            }
             let added: Vec<_> = record.jail_param.iter().filter(added).cloned().collect();
             if !added.is_empty() {
                 engine

@@ -63,6 +63,7 @@ impl Engine {
                 hostname: record.hostname.clone(),
                 network: record.network_driver,
                 jail_param: record.jail_param.clone(),
+                limits: record.limits.clone(),
                 mounts: self.platform_mounts(&record.mounts)?,
                 log: LogConfig {
                     path: self.log_path(id),

@@ -106,6 +106,8 @@ pub(super) struct ContainerRecord {
     pub mounts: Vec<MountPointConfig>,
     #[serde(default)]
     pub jail_param: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     #[serde(default)]
     pub network_driver: NetworkDriver,
     #[serde(default)]

@@ -74,6 +74,7 @@ impl Engine {
                 hostname: new.id.to_string(),
                 network: NetworkDriver::Host,
                 jail_param: PARAMETERS.iter().map(ToString::to_string).collect(),
+                limits: Vec::new(),
                 mounts: Vec::new(),
                 log: LogConfig {
                     path: self.log_path(&new.id),

@@ -7,6 +7,8 @@
 pub mod freebsd;
 #[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no jails"))]
 mod jail_param;
+#[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no rctl"))]
+mod limit;
 #[cfg(target_os = "linux")]
 pub mod linux;
 mod mountpoint;
@@ -108,6 +110,9 @@ pub struct Setup {
     pub network: NetworkDriver,
     /// Jail parameters, `NAME[=VALUE]`.
     pub jail_param: Vec<String>,
+    /// Limits, `RESOURCE[:ACTION]=AMOUNT[/PER]`.
+    #[serde(default)]
+    pub limits: Vec<String>,
     /// Its mounts, in any order.
     pub mounts: Vec<Mount>,
     /// Where its log goes, and how large one file of it may be. Output of later processes is not
@@ -200,6 +205,20 @@ pub trait Platform: Send + Sync + fmt::Debug {
     ///
     /// [`Error::Invalid`] or [`Error::Unsupported`], saying what to write instead.
     fn check(&self, network: NetworkDriver, jail_param: &[String]) -> Result<()>;
+
+    /// Refuses limits that this platform can't keep.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] or [`Error::Unsupported`], saying what to write or to do instead.
+    fn check_limits(&self, limits: &[String]) -> Result<()>;
+
+    /// The running container has these limits, and no others.
+    ///
+    /// # Errors
+    ///
+    /// As [`check_limits`](Self::check_limits); what the kernel says, and then it may have some of them.
+    fn limit(&self, container: &Id, limits: &[String]) -> Result<()>;
 
     /// The running container has these jail parameters besides those that it has. Those that only matter when
     /// it starts change nothing.

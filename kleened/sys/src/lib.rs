@@ -14,6 +14,8 @@ pub mod network;
 #[cfg(target_os = "freebsd")]
 pub mod nmount;
 pub mod process;
+#[cfg(target_os = "freebsd")]
+pub mod rctl;
 #[cfg(target_os = "linux")]
 pub mod seccomp;
 pub mod socket;

@@ -99,9 +99,12 @@ impl Cage {
         self.keeper = None;
         // Each of them, as in jail(8): one that fails is not a reason not to clean up.
         let mut first = Ok(());
-        for done in
-            [self.run(Hook::Poststop), kernel::unmount_below(&self.root), self.run(Hook::Release)]
-        {
+        for done in [
+            self.run(Hook::Poststop),
+            super::unlimit(&self.container),
+            kernel::unmount_below(&self.root),
+            self.run(Hook::Release),
+        ] {
             first = first.and(done);
         }
         first

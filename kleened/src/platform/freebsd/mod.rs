@@ -25,9 +25,11 @@ use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
 use kleened_sys::jail::param::{Parameter, Table};
 use kleened_sys::jail::{self, Action};
+use kleened_sys::rctl;
 use rustix::process::Signal;
 
 use super::jail_param::{self, Hook, Plan};
+use super::limit::Limit;
 use super::supervisor::wire::{self, Hello, Kind};
 use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
 use super::{
@@ -114,6 +116,16 @@ impl Platform for FreeBsd {
         }
         let plan = Plan::new(jail_param, network, "container").map_err(Error::Invalid)?;
         plan.encode(&table()?).map(drop).map_err(Error::Invalid)
+    }
+
+    fn check_limits(&self, limits: &[String]) -> Result<()> {
+        rules(&"", limits).map(drop)
+    }
+
+    fn limit(&self, container: &Id, limits: &[String]) -> Result<()> {
+        let rules = rules(container, limits)?;
+        unlimit(container)?;
+        limit(&rules)
     }
 
     fn update(&self, container: &Id, jail_param: &[String]) -> Result<()> {
@@ -250,6 +262,37 @@ fn table() -> Result<Table> {
     jail::parameters().map_err(|error| Error::io("list", "the kernel's jail parameters", error))
 }
 
+/// The kernel's rules for these limits of a jail.
+fn rules(jail: &dyn std::fmt::Display, limits: &[String]) -> Result<Vec<String>> {
+    let rules = limits.iter().map(|text| Limit::new(text).map(|limit| limit.rule(jail)));
+    let rules = rules.collect::<std::result::Result<Vec<_>, _>>().map_err(Error::Invalid)?;
+    let is_enabled = rules.is_empty()
+        || rctl::is_enabled()
+            .map_err(|error| Error::io("look for", "the kernel's limits", error))?;
+    if is_enabled {
+        return Ok(rules);
+    }
+    Err(Error::Unsupported(
+        "this system keeps no limits: write kern.racct.enable=1 into /boot/loader.conf, and restart it"
+            .to_owned(),
+    ))
+}
+
+/// The rules hold.
+fn limit(rules: &[String]) -> Result<()> {
+    for rule in rules {
+        rctl::add(rule)
+            .map_err(|error| Error::io("set", format_args!("the limit {rule}"), error))?;
+    }
+    Ok(())
+}
+
+/// No rule for the container's jail holds.
+fn unlimit(container: &Id) -> Result<()> {
+    rctl::remove(&format!("jail:{container}"))
+        .map_err(|e| Error::io("remove", format_args!("the limits of container {container}"), e))
+}
+
 /// Nothing of a container without a supervisor runs, and nothing is mounted below its root.
 fn clear(container: &Id, root: &Path) -> Result<()> {
     let fail = |error| Error::io("kill", format_args!("container {container}"), error);
@@ -259,6 +302,7 @@ fn clear(container: &Id, root: &Path) -> Result<()> {
             return Err(fail(not_ended()));
         }
     }
+    unlimit(container)?;
     kernel::unmount_below(root)
 }
 

@@ -61,6 +61,7 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
     let plan = Plan::new(&setup.jail_param, setup.network, &setup.hostname);
     let plan = plan.map_err(Error::Invalid)?;
     let parameters = parameters(launch, setup, &plan)?;
+    let rules = super::rules(&launch.container, &setup.limits)?;
     let mut launch = launch.clone();
     if let Some(user) = plan.user.clone().filter(|_| launch.process.user.is_empty()) {
         launch.process.user = user;
@@ -73,6 +74,8 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
     cage.run(Hook::Prepare)?;
     cage.run(Hook::Prestart)?;
     container::build(setup, cage.plan())?;
+    // They can be there before the jail is.
+    super::limit(&rules)?;
     let jid = cage.make(&parameters)?;
     cage.run(Hook::Created)?;
     let terminal = launch.process.tty.then(open_terminal);

@@ -106,6 +106,21 @@ impl Platform for Linux {
         Ok(())
     }
 
+    fn check_limits(&self, limits: &[String]) -> Result<()> {
+        match limits {
+            [] => Ok(()),
+            _ => Err(Error::Unsupported(
+                "limits of what a container may use are not supported on Linux: they are those of \
+                 FreeBSD's rctl(8)"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    fn limit(&self, _container: &Id, limits: &[String]) -> Result<()> {
+        self.check_limits(limits)
+    }
+
     fn update(&self, _container: &Id, _jail_param: &[String]) -> Result<()> {
         // None of them has an effect.
         Ok(())
