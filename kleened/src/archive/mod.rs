@@ -1,8 +1,9 @@
 //! Trees to tar archives and back, on descriptors.
 //!
 //! What is written is pax (POSIX.1-2001, `pax(1)`), with the records that GNU tar, bsdtar and
-//! star share: `SCHILY.xattr.*` for extended attributes, ACLs among them, and `GNU.sparse.*` 1.0 for
-//! holes. What is read is any of v7, ustar, pax and GNU, plain or compressed with gzip, xz or zstd.
+//! star share: `SCHILY.xattr.*` for extended attributes, Linux's ACLs among them, and `GNU.sparse.*` 1.0
+//! for holes; on FreeBSD also `SCHILY.acl.*` for ACLs and `SCHILY.fflags` for file flags. What is read
+//! is any of v7, ustar, pax and GNU, plain or compressed with gzip, xz or zstd.
 //!
 //! An archive is hostile until it is proven otherwise. [`extract()`] writes below the given
 //! directory and nowhere else:

@@ -95,8 +95,11 @@ impl Worker<'_> {
         {
             let present = fs::attributes_at(place.to(), place.name);
             if present.map_err(|e| place.failed("fstatat", e))?.flags != flags {
-                fs::set_flags(place.to(), place.name, flags)
-                    .map_err(|e| place.failed("chflagsat", e))?;
+                match fs::set_flags(place.to(), place.name, flags) {
+                    // One of those that are only remarks, and not kept here, as on NFS.
+                    Err(error) if error.kind() == io::ErrorKind::Unsupported => (),
+                    set => set.map_err(|e| place.failed("chflagsat", e))?,
+                }
             }
         }
         Ok(())
