@@ -15,10 +15,12 @@ const BUSY_TIME: Duration = Duration::from_secs(3);
 /// How often it is looked whether something has happened of which the kernel does not tell.
 const STEP: Duration = Duration::from_millis(5);
 
-/// Whether there is nothing that keeps the jail: no process, and it does not stay without one. Such a jail
-/// is dying, or will be in a moment.
+/// Whether there is nothing that keeps the jail: no process, no jail inside, and it does not stay without.
+/// Such a jail is dying, or will be in a moment.
 pub(super) fn is_over(jid: i32) -> io::Result<bool> {
-    Ok(process::of_jail(jid)?.is_empty() && jail::get_bool(jid, "persist")? != Some(true))
+    Ok(process::of_jail(jid)?.is_empty()
+        && jail::get_bool(jid, "persist")? != Some(true)
+        && jail::get_bool(jid, "children.cur")? != Some(true))
 }
 
 /// Whether the jail is gone or dying, and no process of it is left, in that time.

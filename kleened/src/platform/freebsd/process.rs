@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use kleened_sys::jail;
+use kleened_sys::login::Classes;
 use nix::unistd::{Gid, Uid};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -62,6 +63,8 @@ fn become_program(
     if is_abandoned(line) {
         return Err(Error::io("start", "the process", Errno::SRCH).into());
     }
+    // The host's, and no file of the container's.
+    let classes = Classes::load();
     jail::attach(jid).map_err(|error| match error.raw_os_error() {
         Some(EINVAL) => Failure::NotRunning(launch.container.clone()),
         _ => Error::io("enter", format_args!("jail {jid}"), error).into(),
@@ -74,7 +77,7 @@ fn become_program(
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let class = user::login_class(&user, &file("/etc/master.passwd")?);
     // As in login(1), what of it can't be had is not a reason to stay out.
-    let _ = kleened_sys::login::enter_class(&class);
+    let _ = classes.map(|classes| classes.enter(&class));
     if stdio.terminal {
         for file in standard {
             let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(TTY));

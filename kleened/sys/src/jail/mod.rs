@@ -88,7 +88,8 @@ mod host {
         found(get(&mut vec![Parameter::text("name", name.as_bytes())]))
     }
 
-    /// A boolean of the jail with this id; `None` where there is none that is alive.
+    /// A boolean of the jail with this id, or whether a number of it is not 0; `None` where there is none
+    /// that is alive.
     ///
     /// # Errors
     ///
