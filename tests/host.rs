@@ -169,14 +169,16 @@ mod freebsd {
         path.to_owned()
     }
 
-    /// What, where and its type, in the order in which they were mounted.
+    /// What, where and its type, in the order in which they were mounted. Not by `mount -p`, which puts a
+    /// blank and no tab behind what is long.
     fn mounted() -> Vec<[String; 3]> {
-        let table = lines("mount", &["-p"]);
         let parse = |line: &String| {
-            let mut fields = line.split('\t').filter(|field| !field.is_empty());
-            Some([fields.next()?.into(), fields.next()?.into(), fields.next()?.into()])
+            let (what, rest) = line.split_once(" on ")?;
+            let (at, options) = rest.rsplit_once(" (")?;
+            let kind = options.split([',', ')']).next()?;
+            Some([what.to_owned(), at.to_owned(), kind.to_owned()])
         };
-        table.iter().filter_map(parse).collect()
+        lines("mount", &[]).iter().filter_map(parse).collect()
     }
 
     fn resolved(path: &Path) -> PathBuf {
