@@ -130,6 +130,26 @@ fn removing_volumes_containers_and_images() {
 }
 
 #[test]
+fn making_an_image_of_an_archive() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), busybox()).unwrap();
+    kill_at_every_call(
+        "",
+        &format!("image create -t made fetch {}", file.path().display()),
+        |daemon, code| {
+            let names = daemon.klee(["image", "ls", "--format", "{{.name}}"]).ok();
+            let made = names.lines().filter(|name| *name == "made").count();
+            assert!(made <= 1 && names.lines().count() == 1 + made, "{names}");
+            assert!(code != Some(0) || made == 1);
+            if made == 1 {
+                assert_eq!(daemon.run("run --rm made cat /usr/share/site/.htaccess").code, 0);
+            }
+        },
+        &["image rm made"],
+    );
+}
+
+#[test]
 fn naming_and_saving_images() {
     kill_at_every_call(
         "container create --name c base",
