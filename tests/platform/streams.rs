@@ -155,6 +155,20 @@ fn output_waits_for_the_client_that_was_announced() {
 }
 
 #[test]
+fn a_terminal_is_read_before_its_client_is_there() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    // More than the kernel keeps for a terminal.
+    let script = "head -c 100000 /dev/zero | tr '\\0' x; echo end";
+    let mut launch = sandbox.first(&["sh", "-c", script]);
+    launch.process.tty = true;
+    sandbox.platform.launch(&launch).unwrap();
+    sandbox.connect(&launch.instance, false).wait_for_end();
+    let outcome = sandbox.connect(&launch.instance, true).finish();
+    assert_eq!(outcome.output.len(), 100_000 + 5);
+    assert!(outcome.output.ends_with("xend\r\n"));
+}
+
+#[test]
 fn detached_output_waits_for_nobody() {
     let Some(sandbox) = Sandbox::new() else { return };
     let mut launch = sandbox.first(&["head", "-c", "1073741824", "/dev/zero"]);

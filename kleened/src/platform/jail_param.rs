@@ -6,9 +6,6 @@ use std::time::Duration;
 use kleened_api::container::NetworkDriver;
 use kleened_sys::jail::param::{self, BadParameter, Parameter, Table};
 
-/// The ruleset of `/etc/defaults/devfs.rules` that is for jails: `devfsrules_jail`.
-pub(super) const JAIL_RULESET: i32 = 4;
-
 /// How long a command of a hook may take that says nothing else.
 const HOOK_TIME: Duration = Duration::from_secs(120);
 
@@ -99,7 +96,8 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 /// What a container has whose parameters say nothing else. A default is not there where a parameter
-/// *begins* with one of its names, as it is in Kleene.
+/// *begins* with one of its names, as it is in Kleene. Ruleset 4 of `/etc/defaults/devfs.rules` is
+/// `devfsrules_jail`.
 const DEFAULTS: &[(&str, &[&str])] = &[
     ("mount.devfs=true", &["mount.devfs", "mount.nodevfs"]),
     ("exec.stop=/bin/sh /etc/rc.shutdown", &["exec.stop", "exec.nostop"]),
@@ -260,7 +258,11 @@ pub(super) fn changes(table: &Table, parameters: &[String]) -> Result<Vec<Parame
     for text in parameters {
         plan.add(text)?;
     }
-    plan.encode(table)
+    let mut changes = plan.encode(table)?;
+    if parameters.iter().any(|text| matches!(param::split(text).0, "persist" | "nopersist")) {
+        changes.push(Parameter::flag(if plan.persist { "persist" } else { "nopersist" }));
+    }
+    Ok(changes)
 }
 
 fn explain(table: &Table, bad: &BadParameter) -> String {
@@ -427,5 +429,19 @@ mod tests {
         assert!(error("children=5").ends_with("did you mean 'children.max'?"));
         assert!(error("zzz").ends_with("'zzz'"), "{}", error("zzz"));
         assert_eq!(changes(&table, &["children.max=5".to_owned()]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_running_jail_is_told_to_stay() {
+        let told = |text: &str| changes(&Table::default(), &[text.to_owned()]).unwrap();
+        for (text, flag) in [
+            ("persist", "persist"),
+            ("persist=false", "nopersist"),
+            ("nopersist", "nopersist"),
+            ("nopersist=false", "persist"),
+        ] {
+            assert_eq!(told(text), [Parameter::flag(flag)], "{text}");
+        }
+        assert_eq!(told("mount.devfs"), []);
     }
 }

@@ -39,6 +39,7 @@ impl Stdio {
     }
 
     /// The process's end of its terminal.
+    #[cfg(target_os = "linux")]
     pub(super) fn into_terminal(self) -> Option<OwnedFd> {
         self.terminal.then_some(self.input)
     }

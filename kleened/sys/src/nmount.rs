@@ -29,6 +29,10 @@ pub struct Entry {
     pub read_only: bool,
 }
 
+/// Flags that are options as well, `nmount(2)`.
+const NAMES: [(Flags, &CStr); 3] =
+    [(Flags::MNT_RDONLY, c"ro"), (Flags::MNT_NOSUID, c"nosuid"), (Flags::MNT_NOEXEC, c"noexec")];
+
 /// The file system is mounted at `at`, which for the kernel's lookup is a path like any other: relative
 /// to the present directory, links followed.
 ///
@@ -50,6 +54,12 @@ pub fn mount(
     call.str_opt(c"fstype", kind).str_opt(c"fspath", &at).str_opt(c"from", &from);
     for (name, value) in options {
         call.str_opt(name, value);
+    }
+    // Also by name, as mount(8) says them: ZFS looks at no flags, `zfs_register_callbacks()`.
+    for (flag, name) in NAMES {
+        if flags.contains(flag) {
+            call.null_opt(name);
+        }
     }
     call.nmount(flags).map_err(|error| {
         let errno = error.error();

@@ -98,6 +98,21 @@ fn close_range(first: u32, last: u32, flags: i32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Nobody in a jail can trace this process or look into it, and on the host the superuser alone, until it
+/// executes a program. A repeat is safe.
+///
+/// # Errors
+///
+/// `EBUSY` where somebody traces it already; what `procctl(2)` says.
+#[cfg(target_os = "freebsd")]
+pub fn refuse_tracing() -> io::Result<()> {
+    let mut how = libc::PROC_TRACE_CTL_DISABLE;
+    let data = (&raw mut how).cast();
+    // SAFETY: the kernel reads one number there, and writes nothing.
+    let result = unsafe { libc::procctl(libc::P_PID, 0, libc::PROC_TRACE_CTL, data) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Every signal does what it does by default, and none is blocked.
 ///
 /// # Errors

@@ -182,7 +182,13 @@ impl Drop for Keeper {
 
 fn keep(container: &Id, line: &OwnedFd) -> ! {
     use std::os::fd::AsFd;
+
+    use nix::sys::signal::{SigSet, Signal};
     let _ = kleened_sys::process::close_all_but(&[line.as_fd()]);
+    // What ends the supervisor must not end this first: it is for later.
+    let mut ends = SigSet::empty();
+    ends.extend([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
+    let _ = ends.thread_block();
     let mut told = None;
     let mut number = [0; 4];
     loop {

@@ -2,27 +2,23 @@
 //!
 //! The kernel's call takes a path, and follows links in it as the caller's root says, which is the host's.
 //! So a directory is never mounted on by its path: it is found by descriptors inside the container's root,
-//! made this process's present directory, and mounted on as `.`. For a file, whose name has to be looked up
-//! again, another process has the container's root as its root.
+//! made this process's present directory, and mounted on as `.`. A file is mounted on by its last name, in
+//! its directory. A process with another root than the host's never mounts: the kernel lists a mount on a
+//! file by its path below the caller's root.
 
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kleened_sys::fs::{make_directory_in_root, resolve_in_root};
 use kleened_sys::nmount::{self, FileSystemId, Flags};
-use kleened_sys::process::{Fork, exit_now, fork};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
-use rustix::process::WaitOptions;
 
-use crate::platform::jail_param::{JAIL_RULESET, Plan};
+use crate::platform::jail_param::Plan;
 use crate::platform::mountpoint::{Source, failed};
-use crate::platform::program::give_up;
-use crate::platform::supervisor::{Failure, read_all};
+use crate::platform::supervisor::Failure;
 use crate::platform::{Error, Mount, Setup};
 
 /// What is no place for a mount, because the kernel makes up what is in it.
@@ -30,9 +26,6 @@ const MADE_UP: &[&str] = &["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"
 
 /// A device that every host has, and that no container should.
 const SECRET: &str = "geom.ctl";
-
-/// How long a mount may take: disks may have to wake up.
-const MOUNT_TIME: Duration = Duration::from_secs(60);
 
 /// A source that was looked at before anything was mounted.
 struct Part<'s> {
@@ -69,8 +62,8 @@ pub(super) fn build(setup: &Setup, plan: &Plan) -> Result<(), Failure> {
     if plan.procfs {
         mount(c"procfs", "/proc", &[])?;
     }
-    if plan.devfs && plan.devfs_ruleset == JAIL_RULESET {
-        check_devices(root.as_fd())?;
+    if plan.devfs && plan.devfs_ruleset != 0 {
+        check_devices(root.as_fd(), plan.devfs_ruleset)?;
     }
     parts.sort_by_cached_key(|part| real_path(root.as_fd(), &part.mount.destination));
     mount_all(root.as_fd(), &root_path, &parts)?;
@@ -80,6 +73,16 @@ pub(super) fn build(setup: &Setup, plan: &Plan) -> Result<(), Failure> {
 impl<'s> Part<'s> {
     fn open(mount: &'s Mount, table: &[nmount::Entry]) -> Result<Self, Error> {
         let source = Source::open(mount)?;
+        let below = nmount::of_file(&source.file)
+            .map_err(|e| failed(mount, format!("can't look at the source: {e}")))?;
+        if MADE_UP.contains(&below.kind.as_str()) {
+            let reason = format!(
+                "the source is in the host's {}, where no ruleset hides anything: use mount.devfs, \
+                 mount.fdescfs or mount.procfs",
+                below.kind
+            );
+            return Err(failed(mount, reason));
+        }
         let path = nmount::path_of(&source.file)
             .or_else(|error| match mount.subpath {
                 // The kernel doesn't keep the names of all files.
@@ -89,6 +92,8 @@ impl<'s> Part<'s> {
             .map_err(|e| failed(mount, format!("can't say where the source is: {e}")))?;
         let below = table.iter().filter(|entry| entry.at.starts_with(&path) && entry.at != path);
         // Snapshots are mounted when somebody looks at them.
+        // The host's devices and processes are not for containers.
+        let below = below.filter(|entry| !MADE_UP.contains(&entry.kind.as_str()));
         let below = below
             .filter(|entry| entry.kind != "zfs" || !entry.from.as_encoded_bytes().contains(&b'@'));
         let mut children: Vec<_> = below.map(|entry| entry.at.clone()).collect();
@@ -125,7 +130,9 @@ fn mount_own(
 ) -> io::Result<()> {
     let dir = make_directory_in_root(root, place).map_err(io::Error::from)?;
     let name = kind.to_string_lossy();
-    let flags = Flags::MNT_NOSUID | Flags::MNT_NOEXEC;
+    let mut flags = Flags::MNT_NOSUID;
+    // Memory of /dev/zero may be executed, which the mount's flag would forbid.
+    flags.set(Flags::MNT_NOEXEC, name != "devfs");
     let path = mount_on(dir.as_fd(), kind, Path::new(name.as_ref()), options, flags)?;
     let there = nmount::of_file(resolve_in_root(root, place, OFlags::PATH)?)?;
     if there.kind != name || there.at != path {
@@ -136,15 +143,16 @@ fn mount_own(
 
 /// The rules that hide the host's devices are there: the kernel takes a ruleset that it hasn't for one
 /// that hides nothing.
-fn check_devices(root: BorrowedFd<'_>) -> Result<(), Error> {
+fn check_devices(root: BorrowedFd<'_>, ruleset: i32) -> Result<(), Error> {
     let dev = resolve_in_root(root, "/dev", OFlags::PATH)
         .map_err(|error| Error::io("look at", "the container's /dev", error))?;
-    match rustix::fs::statat(&dev, SECRET, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+    match rustix::fs::statat(&dev, SECRET, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::io("look at", "the container's /dev", errno)),
         Ok(_) => Err(Error::Unsupported(format!(
-            "devfs ruleset {JAIL_RULESET}, which hides the host's devices from containers, is not \
-             loaded: run 'service devfs restart' with devfs_load_rulesets=\"YES\" in /etc/rc.conf"
+            "devfs ruleset {ruleset}, which is to hide the host's devices from the container, is not \
+             loaded, or shows {SECRET}: with devfs_load_rulesets=\"YES\" in /etc/rc.conf, and the \
+             ruleset in devfs.rules(5), run 'service devfs restart'"
         ))),
     }
 }
@@ -173,16 +181,14 @@ fn mount_all(root: BorrowedFd<'_>, root_path: &Path, parts: &[Part<'_>]) -> Resu
         }
         let at = if part.source.is_directory {
             mount_on(place.as_fd(), c"nullfs", &part.path, &[], part.flags())
-                .map(Some)
                 .map_err(|e| fail(format!("the kernel refuses it: {e}")))?
         } else {
-            mount_file(part, root_path)?;
-            None
+            mount_file(part, (root, root_path), &place).map_err(|e| fail(refusal(&e)))?
         };
         // The word of the kernel on what is there now.
         let there = resolve_in_root(root, &part.mount.destination, OFlags::PATH);
         let there = there.map_err(|e| fail(format!("can't look at what was mounted: {e}")))?;
-        let found = check(&there, below.id, at.as_deref(), &part.source.file)
+        let found = check(&there, below.id, &at, &part.source.file)
             .map_err(|e| fail(format!("can't look at what was mounted: {e}")))?
             .ok_or_else(|| fail("something else is on the destination".into()))?;
         made.push(found);
@@ -201,12 +207,12 @@ fn mount_all(root: BorrowedFd<'_>, root_path: &Path, parts: &[Part<'_>]) -> Resu
 fn check(
     there: &OwnedFd,
     before: FileSystemId,
-    at: Option<&Path>,
+    at: &Path,
     source: &OwnedFd,
 ) -> io::Result<Option<FileSystemId>> {
     let mount = nmount::of_file(there)?;
     let is_new = mount.kind == "nullfs" && mount.id != before;
-    let is_there = at.is_none_or(|at| mount.at == at);
+    let is_there = mount.at == at;
     let is_source = rustix::fs::fstat(there)?.st_ino == rustix::fs::fstat(source)?.st_ino;
     Ok((is_new && is_there && is_source).then_some(mount.id))
 }
@@ -221,66 +227,60 @@ fn mount_child(part: &Part<'_>, top: &OwnedFd, child: &Path) -> io::Result<FileS
     let source = rustix::fs::open(child, open, Mode::empty())?;
     let at = mount_on(place.as_fd(), c"nullfs", child, &[], part.flags())?;
     let there = resolve_in_root(top.as_fd(), relative, flags)?;
-    let found = check(&there, before, Some(&at), &source)?;
+    let found = check(&there, before, &at, &source)?;
     found.ok_or_else(|| io::Error::other("something else is in its place"))
 }
 
-/// The file is mounted on the destination, which a process looks up whose root is the container's.
-fn mount_file(part: &Part<'_>, root: &Path) -> Result<(), Error> {
-    let fail = |reason: String| failed(part.mount, reason);
-    let start = || -> io::Result<_> {
-        let (from, line) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let pid = match fork()? {
-            Fork::Child => match mount_inside(part, root) {
-                Ok(()) => exit_now(0),
-                Err(error) => give_up(&line, error),
-            },
-            Fork::Parent(pid) => pid,
-        };
-        drop(line);
-        let said = read_all(from, MOUNT_TIME);
-        if said.is_err() {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        let status = rustix::io::retry_on_intr(|| {
-            rustix::process::waitpid(Some(pid), WaitOptions::empty())
-        })?;
-        Ok((said?, status.and_then(|(_, status)| status.exit_status())))
+/// The source, a file, is on the file that `place` is; the answer is where that is.
+///
+/// The kernel looks its name up once more, in the directory that it is in, and follows a link there: who
+/// writes to that directory meanwhile, in a volume that a running jail has too, can have put one there. So
+/// what is not where it belongs is undone.
+fn mount_file(
+    part: &Part<'_>,
+    root: (BorrowedFd<'_>, &Path),
+    place: &OwnedFd,
+) -> io::Result<PathBuf> {
+    let changed = || io::Error::other("the destination has changed meanwhile: try again");
+    let (root, root_path) = root;
+    let path = nmount::path_of(place)?;
+    let inside = path.strip_prefix(root_path).map_err(|_| changed())?;
+    let (Some(dir), Some(name)) = (inside.parent(), inside.file_name()) else {
+        return Err(changed());
     };
-    let (said, status) = start().map_err(|e| fail(format!("can't mount it: {e}")))?;
-    match (said.as_slice(), status) {
-        ([], Some(0)) => Ok(()),
-        ([], _) => Err(fail("the process that mounts it was killed".into())),
-        (said, _) => match serde_json::from_slice(said) {
-            Ok(Failure::Mount { mount, reason }) => Err(Error::Mount { mount, reason }),
-            _ => Err(fail("the process that mounts it failed".into())),
-        },
+    let dir = resolve_in_root(root, dir, OFlags::PATH | OFlags::DIRECTORY)?;
+    let named = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if (named.st_dev, named.st_ino) != stat(place.as_fd())? {
+        return Err(changed());
     }
+    let at = nmount::path_of(&dir)?.join(name);
+    let before = nmount::table()?;
+    rustix::process::fchdir(&dir)?;
+    let mounted = nmount::mount(c"nullfs", &part.path, Path::new(name), &[], part.flags());
+    rustix::process::chdir("/")?;
+    mounted?;
+    let mut made = nmount::table()?;
+    made.retain(|entry| {
+        entry.from == part.path && !before.iter().any(|other| other.id == entry.id)
+    });
+    if made.iter().any(|entry| entry.at == at) {
+        return Ok(at);
+    }
+    for entry in made {
+        nmount::unmount(entry.id, true)?;
+    }
+    Err(changed())
 }
 
-fn mount_inside(part: &Part<'_>, root: &Path) -> Result<(), Error> {
-    let fail = |reason: String| failed(part.mount, reason);
-    let mount = || -> io::Result<()> {
-        let (Some(dir), Some(name)) = (part.path.parent(), part.path.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        // Outside of what will be the root: the source is found there, by a name without a slash.
-        rustix::process::chdir(dir)?;
-        rustix::process::chroot(root)?;
-        let at = Path::new(&part.mount.destination);
-        nmount::mount(c"nullfs", Path::new(name), at, &[], part.flags())
-    };
-    mount().map_err(|error| {
-        let reason = match error.raw_os_error() {
-            // vfs_domount_first() in sys/kern/vfs_mount.c.
-            Some(EINVAL) => {
-                "the kernel refuses it: the file at the destination may have no other hard link"
-                    .to_owned()
-            }
-            _ => format!("the kernel refuses it: {error}"),
-        };
-        fail(reason)
-    })
+/// Why a file could not be mounted.
+fn refusal(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        // vfs_domount_first() in sys/kern/vfs_mount.c.
+        Some(EINVAL) => {
+            "the kernel refuses it: the file at the destination may have no other hard link".into()
+        }
+        _ => format!("can't mount it: {error}"),
+    }
 }
 
 const EINVAL: i32 = Errno::INVAL.raw_os_error();

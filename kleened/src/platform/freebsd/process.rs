@@ -9,7 +9,7 @@ use kleened_sys::login::Classes;
 use nix::unistd::{Gid, Uid};
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Signal};
+use rustix::process::Signal;
 
 use crate::platform::program::{self, give_up, is_abandoned, start_error};
 use crate::platform::stdio::Stdio;
@@ -56,8 +56,10 @@ fn become_program(
     let [input, output, errors] = standard;
     kleened_sys::process::close_all_but(&[input, output, errors, line.as_fd()]).map_err(system)?;
     // What is inside must neither trace this process nor look into it, until it is the program.
-    rustix::process::set_dumpable_behavior(None, DumpableBehavior::NotDumpable)
-        .map_err(step("protect"))?;
+    kleened_sys::process::refuse_tracing().map_err(|error| match error.raw_os_error() {
+        Some(EBUSY) => fail("kleened is being traced: end ktrace(1) or truss(1) of it".to_owned()),
+        _ => Error::io("protect", "the process", error).into(),
+    })?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(step("bind to its parent"))?;
     if is_abandoned(line) {
@@ -99,6 +101,7 @@ fn become_program(
 }
 
 const EINVAL: i32 = Errno::INVAL.raw_os_error();
+const EBUSY: i32 = Errno::BUSY.raw_os_error();
 
 /// The process is the user's.
 fn become_user(user: &User) -> nix::Result<()> {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use kleened_api::Timestamp;
@@ -80,14 +80,14 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
     cage.run(Hook::Created)?;
     let terminal = launch.process.tty.then(open_terminal);
     let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
-    let process = Child::start(&launch, jid, &stdio)?;
+    let process = Child::start(&launch, jid, stdio)?;
     if !cage.plan().persist {
         // From here on it goes with its last process, as in jail(8).
         cage.set(&[Parameter::flag("nopersist")])?;
     }
     cage.run(Hook::Poststart)?;
     let state = State { jid, birth: 0, started: Timestamp::now() };
-    let guest = Inmate::new(process, jid, Some(cage), stdio)?;
+    let guest = Inmate::new(process, jid, Some(cage))?;
     Ok(Started { streams, guest, state: Some(state) })
 }
 
@@ -140,8 +140,8 @@ fn join(launch: &Launch, state: &State) -> Result<Started<Inmate>, Failure> {
     }
     let terminal = launch.process.tty.then(open_terminal);
     let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
-    let process = Child::start(launch, state.jid, &stdio)?;
-    let guest = Inmate::new(process, state.jid, None, stdio)?;
+    let process = Child::start(launch, state.jid, stdio)?;
+    let guest = Inmate::new(process, state.jid, None)?;
     Ok(Started { streams, guest, state: None })
 }
 
@@ -164,15 +164,19 @@ struct Child(Option<Pid>);
 
 impl Child {
     /// One that is the program of `launch`, in the jail.
-    fn start(launch: &Launch, jid: i32, stdio: &Stdio) -> Result<Self, Failure> {
+    ///
+    /// From then on its ends of its input and output are its own alone: what is still in a terminal when
+    /// its last end is closed is waited for, and thrown away when the kernel has to close it,
+    /// `ttydev_close()` in `sys/kern/tty.c`.
+    fn start(launch: &Launch, jid: i32, stdio: Stdio) -> Result<Self, Failure> {
         let fail = |error: io::Error| Error::io("start", "the process", error);
         let (from, line) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| Error::io("open", "a line to the container", errno))?;
         let child = match fork().map_err(|error| Error::io("fork", "the process", error))? {
-            Fork::Child => process::execute(launch, jid, stdio, &line),
+            Fork::Child => process::execute(launch, jid, &stdio, &line),
             Fork::Parent(pid) => Self(Some(pid)),
         };
-        drop(line);
+        drop((line, stdio));
         let time = if launch.setup.is_some() { CREATE_TIME } else { JOIN_TIME };
         let said = read_all(from, time).map_err(fail)?;
         let failure = match said.as_slice() {
@@ -228,13 +232,10 @@ pub(super) struct Inmate {
     cage: Option<Cage>,
     /// Whether its end was reported.
     reported: bool,
-    /// The process's end of its terminal: while it is open, the terminal stays, even where the process
-    /// has closed it for a moment.
-    _terminal: Option<OwnedFd>,
 }
 
 impl Inmate {
-    fn new(process: Child, jid: i32, cage: Option<Cage>, stdio: Stdio) -> Result<Self, Failure> {
+    fn new(process: Child, jid: i32, cage: Option<Cage>) -> Result<Self, Failure> {
         let watch = || -> io::Result<_> {
             let watch = Watch::new()?;
             if let Some(pid) = process.0
@@ -245,8 +246,7 @@ impl Inmate {
             Ok(watch)
         };
         let watch = watch().map_err(|error| Error::io("watch", "the process", error))?;
-        let _terminal = stdio.into_terminal();
-        Ok(Self { process, jid, watch, cage, reported: false, _terminal })
+        Ok(Self { process, jid, watch, cage, reported: false })
     }
 
     /// Whether the jail went with the process.

@@ -52,6 +52,9 @@ pub(super) struct Relay<'i, G> {
     clients: Vec<Client>,
     /// Until when output waits for a client.
     waiting: Option<Instant>,
+    /// What a terminal said meanwhile. It must be read at once: a kernel can throw away what is in it when
+    /// its process ends.
+    held: Vec<u8>,
     /// Until when nobody is accepted.
     accept_at: Option<Instant>,
     exit: Option<Exit>,
@@ -117,6 +120,7 @@ impl<'i, G: Guest> Relay<'i, G> {
             first: false,
             clients: Vec::new(),
             waiting: attach.then(|| Instant::now() + PATIENCE),
+            held: Vec::new(),
             accept_at: None,
             exit: None,
             delivered: false,
@@ -141,6 +145,7 @@ impl<'i, G: Guest> Relay<'i, G> {
         loop {
             if self.waiting.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.waiting = None;
+                self.held = Vec::new();
             }
             if self.accept_at.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.accept_at = None;
@@ -188,8 +193,9 @@ impl<'i, G: Guest> Relay<'i, G> {
         if let Some(input) = self.input.as_ref().filter(|input| !input.queue.is_empty()) {
             polled.push((Source::Input, input.to.as_fd(), PollFlags::OUT));
         }
+        let held_full = self.waiting.is_some() && (!self.terminal || self.held.len() >= HIGH_WATER);
         // After the exit is delivered, nothing but the log takes the output, and that never waits.
-        if self.waiting.is_none() && (self.delivered || !client_full) {
+        if !held_full && (self.delivered || !client_full) {
             for (index, output) in self.outputs.iter().enumerate() {
                 if let Some(from) = &output.from {
                     polled.push((Source::Output(index), from.as_fd(), PollFlags::IN));
@@ -348,7 +354,9 @@ impl<'i, G: Guest> Relay<'i, G> {
         if let Some(log) = &mut self.log {
             log.write(output.channel, bytes);
         }
-        if !self.delivered {
+        if self.waiting.is_some() {
+            self.held.extend(bytes);
+        } else if !self.delivered {
             for client in self.clients.iter_mut().filter(|client| client.attached) {
                 client.send(Kind::Channel(output.channel), bytes);
             }
@@ -409,6 +417,9 @@ impl<'i, G: Guest> Relay<'i, G> {
                 }
                 if attach {
                     self.waiting = None;
+                    for piece in std::mem::take(&mut self.held).chunks(wire::MAX_PAYLOAD) {
+                        client.send(Kind::STDOUT, piece);
+                    }
                 }
                 true
             }
