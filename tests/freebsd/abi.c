@@ -8,6 +8,7 @@
 #include <sys/extattr.h>
 #include <sys/fcntl.h>
 #include <sys/jail.h>
+#include <sys/linker.h>
 #include <sys/mount.h>
 #include <sys/procctl.h>
 #include <sys/rctl.h>
@@ -30,6 +31,7 @@ TYPE(jail_set, int (*)(struct iovec *, unsigned int, int));
 TYPE(jail_get, int (*)(struct iovec *, unsigned int, int));
 TYPE(jail_attach, int (*)(int));
 TYPE(jail_remove, int (*)(int));
+TYPE(kldload, int (*)(const char *));
 SAME(CTL_MAXNAME, 24);
 SAME(sizeof(struct iovec), 16);
 
@@ -55,6 +57,7 @@ SAME(sizeof(long), 8);
 SAME(LOGIN_SETPRIORITY, 0x0008);
 SAME(LOGIN_SETRESOURCES, 0x0010);
 SAME(LOGIN_SETUMASK, 0x0020);
+SAME(LOGIN_SETENV, 0x0080);
 SAME(LOGIN_SETCPUMASK, 0x0200);
 SAME(LOGIN_SETLOGINCLASS, 0x0400);
 TYPE(login_getclassbyname, login_cap_t *(*)(const char *, const struct passwd *));
@@ -101,7 +104,7 @@ SAME(NOTE_EXIT, 0x80000000u);
 SAME(EV_ADD, 0x0001);
 SAME(EV_ONESHOT, 0x0010);
 
-/* kleened/src/platform/freebsd/process.rs, by rustix: procctl(2), <sys/procctl.h> */
+/* kleened/sys/src/process.rs, and by rustix kleened/src/platform/freebsd/process.rs: procctl(2), <sys/procctl.h> */
 SAME(PROC_TRACE_CTL, 7);
 SAME(PROC_TRACE_CTL_DISABLE, 2);
 SAME(PROC_PDEATHSIG_CTL, 11);

@@ -14,6 +14,8 @@ const HOOK_TIME: Duration = Duration::from_secs(120);
 pub(super) struct Plan {
     /// Names and values for the kernel.
     kernel: Vec<(String, Option<String>)>,
+    /// The names of those that nobody asked for.
+    defaults: Vec<String>,
     /// Whether devfs is mounted on `/dev`.
     pub(super) devfs: bool,
     /// The rules of what is in it.
@@ -91,8 +93,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("path", "the jail has the container's own file system as its root"),
     ("stop.timeout", "say how long with 'klee container stop --time'"),
     ("vnet.interface", "move the interface with exec.created and ifconfig(8)"),
-    ("zfs.dataset", "attach the dataset with exec.created and 'zfs jail'"),
-    ("zfs.mount_snapshot", "write allow.mount.zfs"),
+    ("zfs.dataset", "run 'zfs jail ID DATASET' on the host while the container with this id runs"),
 ];
 
 /// What a container has whose parameters say nothing else. A default is not there where a parameter
@@ -124,6 +125,7 @@ impl Plan {
         };
         let mut plan = Self {
             kernel: Vec::new(),
+            defaults: Vec::new(),
             devfs: false,
             devfs_ruleset: 0,
             fdescfs: false,
@@ -163,6 +165,7 @@ impl Plan {
         if !begins(&["host.hostname", "host="]) {
             plan.add(&format!("host.hostname={hostname}"))?;
         }
+        plan.defaults = plan.kernel.iter().map(|(name, _)| name.clone()).collect();
         for text in parameters {
             plan.add(text)?;
         }
@@ -217,6 +220,7 @@ impl Plan {
                         number.ok_or_else(|| wanted(name, value, "a ruleset's number"))?;
                 }
                 self.kernel.retain(|(other, _)| !is_same(other, name));
+                self.defaults.retain(|other| !is_same(other, name));
                 self.kernel.push((name.to_owned(), value.map(str::to_owned)));
             }
         }
@@ -234,13 +238,18 @@ impl Plan {
         value.as_deref()
     }
 
-    /// The parameters in the kernel's form.
+    /// The parameters in the kernel's form, without defaults that it doesn't have.
     ///
     /// # Errors
     ///
     /// What is wrong, in words; for a name that the kernel doesn't have also one that it has.
     pub(super) fn encode(&self, table: &Table) -> Result<Vec<Parameter>, String> {
-        let encoded = self.kernel.iter().map(|(name, value)| {
+        // A kernel without IPv6 has no ip6, and nothing to inherit.
+        let known = self
+            .kernel
+            .iter()
+            .filter(|(name, _)| table.find(name).is_some() || !self.defaults.contains(name));
+        let encoded = known.map(|(name, value)| {
             param::encode(table, name, value.as_deref()).map_err(|bad| explain(table, &bad))
         });
         encoded.collect()
@@ -429,6 +438,16 @@ mod tests {
         assert!(error("children=5").ends_with("did you mean 'children.max'?"));
         assert!(error("zzz").ends_with("'zzz'"), "{}", error("zzz"));
         assert_eq!(changes(&table, &["children.max=5".to_owned()]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_default_that_the_kernel_lacks_is_left_out() {
+        let jailsys = Type::from_sysctl(0x4000_0002, "E,jailsys", "0").unwrap();
+        let table: Table = [("ip4".to_owned(), jailsys)].into_iter().collect();
+        let encode = |parameters: &[&str]| plan(parameters).unwrap().encode(&table);
+        assert_eq!(encode(&[]).unwrap().len(), 1);
+        assert!(encode(&["ip6=inherit"]).unwrap_err().contains("'ip6'"));
+        assert!(encode(&["zfs.mount_snapshot=1"]).unwrap_err().contains("no jail parameter"));
     }
 
     #[test]

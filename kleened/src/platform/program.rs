@@ -21,10 +21,11 @@ pub(super) fn start_error(program: &str, reason: String, exit_code: i32) -> Fail
     Error::Start { program: program.to_owned(), reason, exit_code }.into()
 }
 
-/// Executes the program; returns when that fails.
-pub(super) fn run(process: &Process, user: &User) -> Failure {
+/// Executes the program; returns when that fails. The variables in `class` are those of the user's login
+/// class.
+pub(super) fn run(process: &Process, user: &User, class: &[String]) -> Failure {
     let program = process.argv.first().map_or("", String::as_str);
-    let environment = environment(process, user);
+    let environment = environment(process, user, class);
     let text = |texts: &[String]| {
         texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()
     };
@@ -83,7 +84,7 @@ pub(super) fn run(process: &Process, user: &User) -> Failure {
 }
 
 /// The variables that were asked for, and what a program can expect besides.
-fn environment(process: &Process, user: &User) -> Vec<String> {
+fn environment(process: &Process, user: &User, class: &[String]) -> Vec<String> {
     let mut variables = process.env.clone();
     let mut add = |name: &str, value: &str| {
         let is_there = variables
@@ -93,6 +94,9 @@ fn environment(process: &Process, user: &User) -> Vec<String> {
             variables.push(format!("{name}={value}"));
         }
     };
+    for (name, value) in class.iter().filter_map(|variable| variable.split_once('=')) {
+        add(name, value);
+    }
     add("PATH", DEFAULT_PATH);
     add("HOME", &user.home);
     add("SHELL", &user.shell);
@@ -128,5 +132,35 @@ pub(super) fn exit_code(status: WaitStatus) -> i32 {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,
         (None, signal) => 128 + signal.unwrap_or(9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_asked_for_comes_before_the_class_and_that_before_the_rest() {
+        let text = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let process = Process {
+            argv: text(&["sh"]),
+            env: text(&["LANG=de_DE.UTF-8"]),
+            user: String::new(),
+            workdir: String::new(),
+            tty: false,
+            stdin: false,
+        };
+        let user = User::find("", b"", b"").unwrap();
+        let class = text(&["LANG=C.UTF-8", "BLOCKSIZE=K", "PATH=/bin"]);
+        let found = environment(&process, &user, &class);
+        let wanted = [
+            "LANG=de_DE.UTF-8",
+            "BLOCKSIZE=K",
+            "PATH=/bin",
+            "HOME=/root",
+            "SHELL=/bin/sh",
+            "USER=root",
+        ];
+        assert_eq!(found, wanted);
     }
 }

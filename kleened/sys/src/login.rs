@@ -33,9 +33,9 @@ pub struct Classes {
 /// The library's names, of the releases from 14 on.
 const LIBRARIES: &[&CStr] = &[c"libutil.so.9", c"libutil.so.10"];
 
-/// `LOGIN_SETPRIORITY`, `LOGIN_SETRESOURCES`, `LOGIN_SETUMASK`, `LOGIN_SETCPUMASK` and
+/// `LOGIN_SETPRIORITY`, `LOGIN_SETRESOURCES`, `LOGIN_SETUMASK`, `LOGIN_SETENV`, `LOGIN_SETCPUMASK` and
 /// `LOGIN_SETLOGINCLASS` of `login_cap.h`.
-const CLASS: c_uint = 0x0008 | 0x0010 | 0x0020 | 0x0200 | 0x0400;
+const CLASS: c_uint = 0x0008 | 0x0010 | 0x0020 | 0x0080 | 0x0200 | 0x0400;
 
 impl Classes {
     /// The library is loaded, from the root directory that the process sees now; `None` where it has none.
@@ -64,22 +64,28 @@ impl Classes {
         Some(Self { get, close, set })
     }
 
-    /// The process has the limits, the priority, the mask of modes and the processors of this class of
-    /// `/etc/login.conf`, and its name. Where there is no such class, those of `default`.
+    /// The process has the limits, the priority, the mask of modes, the variables and the processors of
+    /// this class of `/etc/login.conf`, and its name. Where there is no such class, those of `default`.
+    /// In the variables' values `$` is the user's name, and `~` its home.
     ///
     /// # Errors
     ///
     /// What `setusercontext(3)` says; some of it may be so then.
-    pub fn enter(self, name: &str) -> io::Result<()> {
-        let name = CString::new(name)?;
+    pub fn enter(self, name: &str, user: &str, home: &str) -> io::Result<()> {
+        let (name, mut user) = (CString::new(name)?, CString::new(user)?.into_bytes_with_nul());
+        let mut home = CString::new(home)?.into_bytes_with_nul();
+        // SAFETY: zeros are a value of every member.
+        let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+        (entry.pw_name, entry.pw_dir) = (user.as_mut_ptr().cast(), home.as_mut_ptr().cast());
         // SAFETY: the name is a C string; without a user, none of whose files is read.
         let class = unsafe { (self.get)(name.as_ptr(), ptr::null()) };
         if class.is_null() {
             return Err(io::Error::last_os_error());
         }
         // The number is nobody's: so the user's own file is not read.
-        // SAFETY: the class is what the call before has returned, and the flags need no user.
-        let result = unsafe { (self.set)(class, ptr::null(), libc::uid_t::MAX, CLASS) };
+        // SAFETY: the class is what the call before has returned, and for these flags the entry's name
+        // and directory, which are C strings, are all that is looked at.
+        let result = unsafe { (self.set)(class, &raw const entry, libc::uid_t::MAX, CLASS) };
         let error = io::Error::last_os_error();
         // SAFETY: the class is nobody else's, and not used any more.
         unsafe { (self.close)(class) };

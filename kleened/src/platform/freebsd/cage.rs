@@ -86,10 +86,7 @@ impl Cage {
             return Ok(());
         }
         self.ended = true;
-        let gone = self.jid.map_or(Ok(true), |jid| {
-            jail::remove(jid)?;
-            kernel::is_gone_within(jid, KILL_TIME)
-        });
+        let gone = self.jid.map_or(Ok(true), |jid| kernel::end_within(jid, KILL_TIME));
         let jail = format_args!("the jail of container {}", self.container);
         match gone {
             Ok(true) => (),

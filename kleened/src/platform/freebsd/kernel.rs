@@ -23,6 +23,19 @@ pub(super) fn is_over(jid: i32) -> io::Result<bool> {
         && jail::get_bool(jid, "children.cur")? != Some(true))
 }
 
+/// Whether nothing of the jail and of those in it runs, in that time: it is removed. A repeat is safe.
+pub(super) fn end_within(jid: i32, time: Duration) -> io::Result<bool> {
+    let below = jail::descendants(jid, &jail::parents()?);
+    jail::remove(jid)?;
+    let until = Instant::now() + time;
+    for jid in std::iter::once(jid).chain(below) {
+        if !is_gone_within(jid, until.saturating_duration_since(Instant::now()))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Whether the jail is gone or dying, and no process of it is left, in that time.
 ///
 /// A jail that is dying can stay as a number, as long as a connection of it is not closed down: for a

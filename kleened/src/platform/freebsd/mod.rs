@@ -23,8 +23,9 @@ use std::time::{Duration, Instant};
 
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
-use kleened_sys::jail::param::{Parameter, Table};
+use kleened_sys::jail::param::{self, Parameter, Table};
 use kleened_sys::jail::{self, Action};
+use kleened_sys::login::Classes;
 use kleened_sys::rctl;
 use rustix::process::Signal;
 
@@ -52,6 +53,14 @@ impl FreeBsd {
     ///
     /// `run_dir` can't be made, or this program not be found.
     pub fn open(run_dir: &Path, program: Option<&Path>) -> Result<Self> {
+        if jail::is_jailed().unwrap_or(false) {
+            tracing::warn!(
+                "this is a jail, where containers are not supported: run kleened on the host"
+            );
+        }
+        if Classes::load().is_none() {
+            tracing::warn!("there is no libutil: no process gets what /etc/login.conf says");
+        }
         let program = match program {
             Some(program) => program.to_owned(),
             None => std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?,
@@ -73,14 +82,20 @@ impl FreeBsd {
     }
 
     /// Runs a command in the container, for at most that time.
-    fn run_inside(&self, container: &Id, command: &str, time: Duration) -> Result<()> {
+    fn run_inside(
+        &self,
+        container: &Id,
+        command: &str,
+        user: Option<&str>,
+        time: Duration,
+    ) -> Result<()> {
         let fail = |error| Error::io("run", format_args!("'{command}' in {container}"), error);
         let instance = random_id().map_err(fail)?;
         let argv = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
         let process = Process {
             argv,
             env: Vec::new(),
-            user: String::new(),
+            user: user.unwrap_or_default().to_owned(),
             workdir: "/".to_owned(),
             tty: false,
             stdin: false,
@@ -115,7 +130,7 @@ impl Platform for FreeBsd {
             )));
         }
         let plan = Plan::new(jail_param, network, "container").map_err(Error::Invalid)?;
-        plan.encode(&table()?).map(drop).map_err(Error::Invalid)
+        plan.encode(&table(jail_param)?).map(drop).map_err(Error::Invalid)
     }
 
     fn check_limits(&self, limits: &[String]) -> Result<()> {
@@ -129,7 +144,8 @@ impl Platform for FreeBsd {
     }
 
     fn update(&self, container: &Id, jail_param: &[String]) -> Result<()> {
-        let mut parameters = jail_param::changes(&table()?, jail_param).map_err(Error::Invalid)?;
+        let table = table(jail_param)?;
+        let mut parameters = jail_param::changes(&table, jail_param).map_err(Error::Invalid)?;
         if parameters.is_empty() {
             return Ok(());
         }
@@ -192,7 +208,8 @@ impl Platform for FreeBsd {
                 }
             }
             for command in plan.hook(Hook::Stop) {
-                match self.run_inside(container, command, plan.timeout.min(left())) {
+                let time = plan.timeout.min(left());
+                match self.run_inside(container, command, plan.user.as_deref(), time) {
                     Ok(()) | Err(Error::NotRunning(_)) => (),
                     Err(error) => tracing::debug!(%container, command, %error, "exec.stop"),
                 }
@@ -222,8 +239,12 @@ impl Platform for FreeBsd {
         if jid != Some(state.jid) && !is_held {
             return Ok(false);
         }
-        jail::remove(state.jid).map_err(fail)?;
-        if !kernel::is_gone_within(state.jid, KILL_TIME).map_err(fail)? {
+        // The number alone may be another jail's by now.
+        let gone = match jid == Some(state.jid) {
+            true => kernel::end_within(state.jid, KILL_TIME),
+            false => kernel::is_gone_within(state.jid, KILL_TIME),
+        };
+        if !gone.map_err(fail)? {
             return Err(fail(not_ended()));
         }
         self.run_dir.wait_until_ended(container, watcher).map_err(fail)?;
@@ -257,9 +278,19 @@ fn find(container: &Id) -> Result<Option<i32>> {
     })
 }
 
-/// The jail parameters of this host.
-fn table() -> Result<Table> {
-    jail::parameters().map_err(|error| Error::io("list", "the kernel's jail parameters", error))
+/// The jail parameters of this host, with those of the modules that these parameters need, which are
+/// loaded.
+fn table(jail_param: &[String]) -> Result<Table> {
+    let list =
+        || jail::parameters().map_err(|e| Error::io("list", "the kernel's jail parameters", e));
+    let table = list()?;
+    let names = jail_param.iter().map(|text| param::split(text).0);
+    let missing = names.filter(|name| table.find(name).is_none()).filter_map(param::module);
+    // Where there is no such module, there is no such parameter.
+    match missing.filter(|name| jail::load_module(name).is_ok()).count() {
+        0 => Ok(table),
+        _ => list(),
+    }
 }
 
 /// The kernel's rules for these limits of a jail.
@@ -296,11 +327,10 @@ fn unlimit(container: &Id) -> Result<()> {
 /// Nothing of a container without a supervisor runs, and nothing is mounted below its root.
 fn clear(container: &Id, root: &Path) -> Result<()> {
     let fail = |error| Error::io("kill", format_args!("container {container}"), error);
-    if let Some(jid) = find(container)? {
-        jail::remove(jid).map_err(fail)?;
-        if !kernel::is_gone_within(jid, KILL_TIME).map_err(fail)? {
-            return Err(fail(not_ended()));
-        }
+    if let Some(jid) = find(container)?
+        && !kernel::end_within(jid, KILL_TIME).map_err(fail)?
+    {
+        return Err(fail(not_ended()));
     }
     unlimit(container)?;
     kernel::unmount_below(root)

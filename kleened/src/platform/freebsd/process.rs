@@ -79,7 +79,8 @@ fn become_program(
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     let class = user::login_class(&user, &file("/etc/master.passwd")?);
     // As in login(1), what of it can't be had is not a reason to stay out.
-    let _ = classes.map(|classes| classes.enter(&class));
+    let name = user.name.as_deref().unwrap_or_default();
+    let _ = classes.map(|classes| classes.enter(&class, name, &user.home));
     if stdio.terminal {
         for file in standard {
             let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(TTY));
@@ -97,7 +98,13 @@ fn become_program(
     kleened_sys::process::close_rest_on_exec().map_err(system)?;
     kleened_sys::process::reset_signals().map_err(system)?;
     rustix::io::write(line, &[READY]).map_err(step("start"))?;
-    Err(program::run(process, &user))
+    // A supervisor is started without any: these are of the class.
+    let class: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, value)| {
+            Some(format!("{}={}", name.into_string().ok()?, value.into_string().ok()?))
+        })
+        .collect();
+    Err(program::run(process, &user, &class))
 }
 
 const EINVAL: i32 = Errno::INVAL.raw_os_error();

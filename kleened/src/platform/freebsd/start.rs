@@ -94,7 +94,7 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
 /// What the kernel is told of a new jail.
 fn parameters(launch: &Launch, setup: &Setup, plan: &Plan) -> Result<Vec<Parameter>, Failure> {
     use std::os::unix::ffi::OsStrExt;
-    let table = super::table()?;
+    let table = super::table(&setup.jail_param)?;
     let mut parameters = plan.encode(&table).map_err(Error::Invalid)?;
     if plan.ip_hostname {
         parameters.extend(addresses(plan.hostname().unwrap_or(&setup.hostname))?);

@@ -114,7 +114,7 @@ fn become_program(
     }
     kleened_sys::process::close_rest_on_exec().map_err(system)?;
     kleened_sys::process::reset_signals().map_err(system)?;
-    Err(program::run(process, &user))
+    Err(program::run(process, &user, &[]))
 }
 
 /// The user can open what it got as input and output anew, as `/dev/stdout`.

@@ -406,7 +406,7 @@ impl Driver for Zfs {
             Err(Error::NotFound(_)) => return Ok(false),
             other => other?,
         };
-        self.unmount(path)?;
+        self.unmount_for_good(path)?;
         point();
         if let Err(error) = self.remove(path) {
             self.mount_again(path);

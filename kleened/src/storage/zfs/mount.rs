@@ -216,6 +216,20 @@ impl Zfs {
         })
     }
 
+    /// As [`unmount`](Self::unmount), of what is to be destroyed. On FreeBSD a jail that is dying holds its
+    /// root as long as a connection of it is not closed down, and can't use it any more.
+    pub(super) fn unmount_for_good(&self, path: &DatasetPath) -> Result<()> {
+        match self.unmount(path) {
+            Err(Error::Busy(_))
+                if cfg!(target_os = "freebsd") && path.area() == Area::Container =>
+            {
+                sys::unmount(&self.mountpoint(path), true)
+                    .map_err(|error| Error::io("unmount", path, error))
+            }
+            other => other,
+        }
+    }
+
     /// The directory that the dataset was mounted on is gone, unless somebody put something into it.
     pub(super) fn remove_mountpoint(&self, path: &DatasetPath) {
         match fs::remove_dir(self.mountpoint(path)) {

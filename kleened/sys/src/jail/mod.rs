@@ -3,7 +3,25 @@
 pub mod param;
 
 #[cfg(target_os = "freebsd")]
-pub use host::{Error, attach, find, get_bool, parameters, remove, set};
+pub use host::{
+    Error, attach, find, get_bool, is_jailed, load_module, parameters, parents, remove, set,
+};
+
+/// The jails below this one, at any depth, by what [`parents`] says: each jail and the one that it is in.
+#[must_use]
+pub fn descendants(jid: i32, parents: &[(i32, i32)]) -> Vec<i32> {
+    let mut found: Vec<i32> = Vec::new();
+    let mut above = vec![jid];
+    while let Some(parent) = above.pop() {
+        for (child, _) in parents.iter().filter(|(_, other)| *other == parent) {
+            if *child != jid && !found.contains(child) {
+                found.push(*child);
+                above.push(*child);
+            }
+        }
+    }
+    found
+}
 
 /// What [`set`] does.
 #[cfg(target_os = "freebsd")]
@@ -100,6 +118,58 @@ mod host {
         let value = parameters.get(1).and_then(|parameter| parameter.value.as_deref());
         let value = value.is_some_and(|bytes| bytes.iter().any(|byte| *byte != 0));
         Ok(answer.map(|_| value))
+    }
+
+    /// Every jail that is alive, and the one that it is in: 0 for this process's own.
+    ///
+    /// # Errors
+    ///
+    /// What `jail_get(2)` says.
+    pub fn parents() -> Result<Vec<(i32, i32)>, Error> {
+        let (mut all, mut last) = (Vec::new(), 0);
+        loop {
+            let mut parameters = vec![Parameter::int("lastjid", last), Parameter::int("parent", 0)];
+            let Some(jid) = found(get(&mut parameters))? else { return Ok(all) };
+            all.push((jid, number(parameters.get(1))));
+            last = jid;
+        }
+    }
+
+    fn number(parameter: Option<&Parameter>) -> i32 {
+        let bytes = parameter.and_then(|parameter| parameter.value.as_deref());
+        bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, i32::from_ne_bytes)
+    }
+
+    /// Whether this process is in a jail.
+    ///
+    /// # Errors
+    ///
+    /// What `sysctl(3)` says.
+    pub fn is_jailed() -> io::Result<bool> {
+        let value = query(&[], &mib("security.jail.jailed")?)?;
+        Ok(value.iter().any(|byte| *byte != 0))
+    }
+
+    // kldload(2), of libc.
+    unsafe extern "C" {
+        fn kldload(file: *const std::ffi::c_char) -> c_int;
+    }
+
+    /// The kernel has this module. A repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` where there is no such module; what `kldload(2)` says.
+    pub fn load_module(name: &str) -> io::Result<()> {
+        let name = CString::new(name)?;
+        // SAFETY: the name is a C string.
+        if unsafe { kldload(name.as_ptr()) } >= 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+            error => Err(error),
+        }
     }
 
     fn get(parameters: &mut Vec<Parameter>) -> Result<i32, Error> {
@@ -251,5 +321,20 @@ mod host {
         }
         let bytes = value.iter().flat_map(|word| word.to_ne_bytes());
         Ok(bytes.take(size).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jails_in_jails() {
+        let parents = [(2, 0), (3, 2), (4, 0), (7, 3), (8, 4), (9, 2)];
+        assert_eq!(descendants(2, &parents), [3, 9, 7]);
+        assert_eq!(descendants(4, &parents), [8]);
+        assert_eq!(descendants(7, &parents), []);
+        // The kernel never says so, and it ends all the same.
+        assert_eq!(descendants(1, &[(1, 2), (2, 1), (3, 3)]), [2]);
     }
 }

@@ -228,6 +228,26 @@ pub fn split(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// The kernel module that brings the parameter with this name, where it is one that `jail(8)` loads.
+///
+/// # Source
+///
+/// `kldload_param` in `lib/libjail/jail.c`.
+#[must_use]
+pub fn module(name: &str) -> Option<&str> {
+    const FILE_SYSTEMS: [&str; 8] =
+        ["fdescfs", "fusefs", "linprocfs", "linsysfs", "nullfs", "procfs", "tmpfs", "zfs"];
+    if let Some(kind) = name.strip_prefix("allow.mount.") {
+        return FILE_SYSTEMS
+            .into_iter()
+            .find(|known| kind == *known || kind.strip_prefix("no") == Some(known));
+    }
+    match name {
+        "sysvmsg" | "sysvsem" | "sysvshm" => Some(name),
+        _ => (name == "linux" || name.starts_with("linux.")).then_some("linux"),
+    }
+}
+
 /// The value of a boolean: `true`, `false` or a number; true where there is none.
 #[must_use]
 pub fn boolean(value: Option<&str>) -> Option<bool> {
@@ -364,6 +384,22 @@ mod tests {
         assert_eq!(parameter.name.last(), Some(&0));
         let name = String::from_utf8(parameter.name).unwrap();
         Ok((name.trim_end_matches('\0').to_owned(), parameter.value))
+    }
+
+    #[test]
+    fn modules() {
+        for (name, wanted) in [
+            ("allow.mount.tmpfs", Some("tmpfs")),
+            ("allow.mount.nonullfs", Some("nullfs")),
+            ("allow.mount.evil", None),
+            ("allow.mount", None),
+            ("linux.osname", Some("linux")),
+            ("linux", Some("linux")),
+            ("linuxx", None),
+            ("sysvshm", Some("sysvshm")),
+        ] {
+            assert_eq!(module(name), wanted, "{name}");
+        }
     }
 
     #[test]
