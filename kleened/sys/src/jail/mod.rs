@@ -7,7 +7,7 @@ pub use host::{
     Error, attach, find, get_bool, is_jailed, load_module, parameters, parents, remove, set,
 };
 
-/// The jails below this one, at any depth, by what [`parents`] says: each jail and the one that it is in.
+/// The jails below this one, at any depth, by pairs of a jail and the one that it is in.
 #[must_use]
 pub fn descendants(jid: i32, parents: &[(i32, i32)]) -> Vec<i32> {
     let mut found: Vec<i32> = Vec::new();
