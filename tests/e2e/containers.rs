@@ -513,9 +513,9 @@ fn what_was_to_be_removed_is_removed_after_a_power_failure() {
     let mut daemon = Daemon::with_image();
     daemon.run("run -d --rm --name ran base sleep 600").ok();
     daemon.run("run -d --name kept base sleep 600").ok();
-    // Made to be removed when it ends, and never started.
+    // Made to be removed when it ends, and never started. The answer waits until it is there.
     let created = daemon.raw(
-        "POST /containers/create HTTP/1.1\r\nHost: k\r\nConnection: close\r\n\
+        "POST /containers/create HTTP/1.1\r\nHost: k\r\nConnection: close\r\nPrefer: exact-status\r\n\
          Content-Type: application/json\r\nContent-Length: 54\r\n\r\n\
          {\"image\":\"base\",\"name\":\"unstarted\",\"auto_remove\":true}",
     );
