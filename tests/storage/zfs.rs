@@ -276,6 +276,18 @@ fn what_the_machine_left_half_made() {
     let late = fs::File::options().write(true).open(making.join("volumes.theirs")).unwrap();
     let time = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
     late.set_modified(time).unwrap();
+    // Clones without a record, of a snapshot that was made while the log of intents was in use: the kernel
+    // has written a block of each. The second is somebody's, with content.
+    f.make(&volume("origin"));
+    fs::File::open(f.file(&volume("origin"))).unwrap().sync_all().unwrap();
+    let origin = format!("{root}/volumes/origin@s");
+    zfs(&["snapshot", &origin]);
+    for name in ["clone", "changed"] {
+        begin(name, "");
+        zfs(&["clone", &origin, &format!("{root}/volumes/{name}")]);
+    }
+    assert_ne!(zfs(&["get", "-Hpo", "value", "written", &format!("{root}/volumes/clone")]), "0\n");
+    fs::write(f.root().join("volumes/changed/more"), "precious").unwrap();
     // What was being received.
     zfs(&[
         "create",
@@ -285,7 +297,10 @@ fn what_the_machine_left_half_made() {
     ]);
     fs::write(making.join("strange"), "").unwrap();
     f.open_again();
-    assert_eq!(f.names(Area::Volumes), ["content", "kept", "owned", "theirs", "whole"]);
+    assert_eq!(
+        f.names(Area::Volumes),
+        ["changed", "content", "kept", "origin", "owned", "theirs", "whole"]
+    );
     assert_eq!(f.names(Area::Scratch), Vec::<String>::new());
     let stat = fs::metadata(f.driver.mountpoint(&volume("owned"))).unwrap();
     assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (7, 8, 0o750));
@@ -295,7 +310,7 @@ fn what_the_machine_left_half_made() {
     );
     fs::remove_file(making.join("strange")).unwrap();
     assert_eq!(f.read(&volume("content")), "precious");
-    for name in ["content", "kept", "theirs"] {
+    for name in ["changed", "content", "kept", "theirs"] {
         zfs(&["destroy", "-r", &format!("{root}/volumes/{name}")]);
     }
     f.nothing_is_left_over();

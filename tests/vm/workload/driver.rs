@@ -216,7 +216,8 @@ impl Worker for Storage {
                 snapshots.push((snapshot.name, self.text(&probe)));
                 self.0.destroy(&probe).unwrap();
             }
-            let (record, text) = (dataset.record.unwrap(), self.text(&dataset.path));
+            let record = dataset.record.unwrap_or_else(|| panic!("{} has no record", dataset.path));
+            let text = self.text(&dataset.path);
             let found = Dataset { record, text, snapshots, ..Dataset::default() };
             state.insert(dataset.path.name().to_owned(), found);
         }

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use kleened_api::volume::{Mode, Owner};
 
 use super::super::fault::point;
-use super::super::{DatasetPath, Driver, Error, Result};
+use super::super::{Area, DatasetPath, Driver, Error, Result};
 use super::record::Pending;
-use super::{Zfs, adopt, failed};
+use super::{IMPORT, NvList, Zfs, adopt, failed};
 
 const FOLDER: &str = ".making";
 
@@ -113,14 +113,35 @@ impl Zfs {
         {
             return Ok(false);
         }
-        if found.text("origin").is_some_and(|origin| !origin.is_empty()) {
-            return Ok(found.number("written") == Some(0));
+        if let Some(origin) = found.text("origin").filter(|origin| !origin.is_empty()) {
+            return match found.number("written") {
+                Some(0) => Ok(true),
+                Some(written) => Ok(Some(written) == self.written_in_new_clone(origin)?),
+                None => Ok(false),
+            };
         }
         self.mount_at_home(path)?;
         let target = self.mountpoint(path);
         let mut entries =
             fs::read_dir(&target).map_err(|error| Error::io("read", target.display(), error))?;
         Ok(entries.next().is_none())
+    }
+
+    /// How much is written in a clone that nobody has written to: where the origin was snapshotted while its
+    /// log of intents was in use, the kernel clears the clone's in its first block.
+    fn written_in_new_clone(&self, origin: &str) -> Result<Option<u64>> {
+        // What is left of it, the start removes.
+        let name = format!("{}/{IMPORT}probe", Area::Scratch.as_str());
+        let path = name.parse().map_err(|_| Error::Invalid(format!("{name} is no dataset")))?;
+        self.unmount(&path)?;
+        self.remove(&path)?;
+        let name = self.name(&path)?;
+        let failed = |error| failed("clone", origin, error);
+        let none = NvList::new().map_err(failed)?;
+        self.zfs.clone_from(&name, origin, &none).map_err(failed)?;
+        let written = self.zfs.properties(&name, &["written"]);
+        self.remove(&path)?;
+        Ok(written.map_err(failed)?.number("written"))
     }
 
     /// The root directory of the mounted dataset has what it was to be given.
