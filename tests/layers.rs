@@ -30,15 +30,16 @@ const ROOMS: &[Room] = &[
     Room { name: "http", rooms: &["engine", "config", "error"], crates: &[HTTP, ASYNC] },
     Room {
         name: "engine",
-        rooms: &["storage", "platform", "copy", "archive", "fetch", "config", "error"],
+        rooms: &["storage", "platform", "copy", "archive", "fetch", "config", "error", "ident"],
         crates: &[ASYNC, &["kleened_sys"]],
     },
     Room { name: "error", rooms: &["storage", "platform", "fetch"], crates: &[] },
     Room { name: "config", rooms: &[], crates: &[] },
-    Room { name: "platform", rooms: &[], crates: &[SYSTEM] },
+    Room { name: "platform", rooms: &["ident"], crates: &[SYSTEM] },
     Room { name: "storage", rooms: &["copy", "archive"], crates: &[SYSTEM] },
     Room { name: "archive", rooms: &["copy"], crates: &[SYSTEM] },
     Room { name: "copy", rooms: &[], crates: &[SYSTEM] },
+    Room { name: "ident", rooms: &[], crates: &[] },
     Room { name: "fetch", rooms: &[], crates: &[] },
 ];
 

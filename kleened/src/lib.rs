@@ -22,6 +22,7 @@
 //! | [`storage`] | the contract of a storage driver, and the drivers |
 //! | [`platform`] | the contract of a platform, and the platforms |
 //! | [`copy`], [`archive`] | a tree to a tree, a tree to tar and back |
+//! | `ident` | new ids and random names |
 //! | [`fetch`] | archives from servers, and their sums |
 //! | [`error`] | what a verb can fail with |
 
@@ -33,6 +34,7 @@ pub mod engine;
 pub mod error;
 pub mod fetch;
 pub mod http;
+mod ident;
 pub mod init;
 pub mod platform;
 pub mod storage;

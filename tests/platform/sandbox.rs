@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kleene_tests::{host, mounts, programs, rootfs};
-use kleened::platform::supervisor::wire::{self, Hello, Kind};
+use kleened::platform::supervisor::wire::{self, Kind};
 use kleened::platform::{self, Error, Launch, LogConfig, Mount, Platform, Process, Setup};
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
@@ -273,8 +273,7 @@ pub(crate) struct Client {
 impl Client {
     fn new(mut stream: UnixStream, attach: bool) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let hello = serde_json::to_vec(&Hello { attach }).unwrap();
-        wire::write(&mut stream, Kind::Hello, &hello).unwrap();
+        wire::greet(&mut stream, attach).unwrap();
         Self { stream, output: Vec::new(), errors: Vec::new(), exit: None, ended: false }
     }
 

@@ -15,9 +15,10 @@ use super::journal::Intent;
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::{self, ContainerRecord, VolumeRecord};
-use super::{Engine, IMAGE_SNAPSHOT, Undo, ident, log_failure};
+use super::{Engine, IMAGE_SNAPSHOT, Undo, log_failure};
 use crate::copy::Progress;
 use crate::error::{Error, Kind, Result};
+use crate::ident;
 use crate::platform;
 use crate::storage::{DatasetPath, DatasetSpec};
 

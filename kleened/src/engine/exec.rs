@@ -1,7 +1,6 @@
 //! The verbs of execution instances.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,8 +11,9 @@ use kleened_api::exec::{ExecConfig, ExecStart};
 use super::container::merge_env;
 use super::lifecycle::Watched;
 use super::lock::{Access, Key};
-use super::{Engine, ident, log_failure};
+use super::{Engine, log_failure};
 use crate::error::{Error, Kind, Result};
+use crate::ident;
 use crate::platform::supervisor::wire;
 use crate::platform::{self, Launch, Process};
 
@@ -215,7 +215,7 @@ impl Engine {
             .map_err(fail())?
             .ok_or_else(|| platform::Error::NotRunning(instance.clone()))
             .map_err(fail())?;
-        greet(&mut stream, true).map_err(Error::io("attach to", instance))?;
+        wire::greet(&mut stream, true).map_err(Error::io("attach to", instance))?;
         Ok(stream)
     }
 
@@ -261,9 +261,4 @@ impl Engine {
         }
         Ok(id.to_owned())
     }
-}
-
-/// Introduces the daemon to a supervisor.
-pub(super) fn greet(stream: &mut UnixStream, attach: bool) -> io::Result<()> {
-    wire::write(stream, wire::Kind::Hello, &serde_json::to_vec(&wire::Hello { attach })?)
 }

@@ -12,10 +12,11 @@ use kleened_api::{Id, ImageRef, Timestamp};
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::{self, ImageRecord};
-use super::{Engine, IMAGE_SNAPSHOT, Undo, ident, log_failure};
+use super::{Engine, IMAGE_SNAPSHOT, Undo, log_failure};
 use crate::archive;
 use crate::copy::{self, Progress};
 use crate::error::{Error, Kind, Result};
+use crate::ident;
 use crate::storage::{self, DatasetPath, DatasetSpec};
 
 /// An image that is being made, and what its dataset is to be.

@@ -13,7 +13,7 @@ use kleened_api::{Id, Timestamp};
 use tokio::io::AsyncReadExt;
 
 use super::catalogue::Run;
-use super::exec::{StartAs, greet};
+use super::exec::StartAs;
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::{Engine, log_failure};
@@ -134,7 +134,7 @@ impl Engine {
         let connected = tokio::task::spawn_blocking(connect).await.unwrap_or(Err(Error::Failed))?;
         let Some(mut stream) = connected else { return Ok(()) };
         let heard = async {
-            greet(&mut stream, false)?;
+            wire::greet(&mut stream, false)?;
             stream.set_nonblocking(true)?;
             watched.until_ended(tokio::net::UnixStream::from_std(stream)?).await
         };
@@ -277,7 +277,7 @@ impl Engine {
     ) -> std::result::Result<(), platform::Error> {
         let Some(mut stream) = self.platform.connect(instance)? else { return Ok(()) };
         let send = |stream: &mut UnixStream| {
-            greet(stream, false)?;
+            wire::greet(stream, false)?;
             wire::write(stream, wire::Kind::SIGNAL, signal.as_bytes())?;
             stream.flush()
         };

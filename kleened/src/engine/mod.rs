@@ -24,7 +24,6 @@ mod catalogue;
 mod container;
 mod create;
 mod exec;
-mod ident;
 mod image;
 mod journal;
 mod lifecycle;

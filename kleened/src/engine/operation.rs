@@ -11,9 +11,9 @@ use kleened_api::{Id, IdReply, Timestamp};
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
 
-use super::ident;
 use crate::copy::Progress;
 use crate::error::{Error, Kind, Result};
+use crate::ident;
 
 /// How long an ended operation can be asked for.
 const KEPT: Duration = Duration::from_secs(600);

@@ -13,10 +13,11 @@ use rustix::fs::OFlags;
 use super::catalogue::{Catalogue, VolumeEntry};
 use super::journal::Intent;
 use super::record::VolumeRecord;
-use super::{Engine, ident, log_failure};
+use super::{Engine, log_failure};
 use crate::archive::Walk;
 use crate::copy::{self, Progress};
 use crate::error::{Error, Result};
+use crate::ident;
 use crate::storage::{self, DatasetPath, DatasetSpec};
 
 impl Engine {

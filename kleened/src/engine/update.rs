@@ -43,7 +43,7 @@ impl Engine {
         let journal = || Error::io::<std::io::Error>("write the journal for", id);
         let intent = Intent::UpdateImage { id: id.clone() };
         // Beside the one that may hold the name of the image.
-        let entry = self.journal.begin(&super::ident::new(), &intent).map_err(journal())?;
+        let entry = self.journal.begin(&crate::ident::new(), &intent).map_err(journal())?;
         notes.line("updating the image with freebsd-update...");
         let updated = self.run_update(new, notes, progress);
         match self.end_update(id) {

@@ -12,8 +12,9 @@ use super::catalogue::{Fault, VolumeEntry};
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::VolumeRecord;
-use super::{Engine, ident, log_failure, profile};
+use super::{Engine, log_failure, profile};
 use crate::error::{Difference, Error, Kind, Result};
+use crate::ident;
 use crate::storage::{self, Area, DatasetPath, Usage};
 
 impl Engine {

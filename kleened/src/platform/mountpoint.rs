@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kleened_sys::fs::{make_directory_in_root, make_file_in_root, resolve_in_root};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -65,6 +65,29 @@ impl Source {
             );
             failed(mount, reason)
         })
+    }
+}
+
+/// Where a destination is when every link is followed, as far as it is there already; `path_of` tells where
+/// an open place is. What is above sorts before what is below.
+pub(super) fn real_path(
+    root: BorrowedFd<'_>,
+    destination: &str,
+    path_of: impl Fn(OwnedFd) -> io::Result<PathBuf>,
+) -> PathBuf {
+    let mut path = PathBuf::from(destination);
+    let mut missing = Vec::new();
+    loop {
+        let place = resolve_in_root(root, &path, OFlags::PATH);
+        if let Ok(mut found) = place.and_then(&path_of) {
+            found.extend(missing.iter().rev());
+            return found;
+        }
+        match path.file_name().map(std::ffi::OsStr::to_owned) {
+            Some(name) => missing.push(name),
+            None => return PathBuf::from(destination),
+        }
+        path.pop();
     }
 }
 

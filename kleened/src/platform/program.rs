@@ -21,6 +21,23 @@ pub(super) fn start_error(program: &str, reason: String, exit_code: i32) -> Fail
     Error::Start { program: program.to_owned(), reason, exit_code }.into()
 }
 
+/// The process is in the directory that it is to start in, which is returned.
+pub(super) fn enter_directory(process: &Process) -> Result<&str, Failure> {
+    let workdir = if process.workdir.is_empty() { "/" } else { &process.workdir };
+    rustix::process::chdir(workdir).map_err(|errno| {
+        let program = process.argv.first().map_or("", String::as_str);
+        let reason = match errno {
+            Errno::NOENT => format!("there is no directory {workdir} in the container to start in"),
+            _ => {
+                let error = std::io::Error::from(errno);
+                format!("can't start in the directory {workdir}: {error}")
+            }
+        };
+        start_error(program, reason, 126)
+    })?;
+    Ok(workdir)
+}
+
 /// Executes the program; returns when that fails. The variables in `class` are those of the user's login
 /// class.
 pub(super) fn run(process: &Process, user: &User, class: &[String]) -> Failure {

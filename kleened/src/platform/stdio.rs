@@ -1,10 +1,9 @@
 //! A process's input and output: pipes, or a terminal.
 
 use std::io;
-use std::os::fd::OwnedFd;
-#[cfg(target_os = "linux")]
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::termios::Winsize;
 
@@ -33,6 +32,25 @@ pub(super) struct Stdio {
 }
 
 impl Stdio {
+    /// This process has a session of its own with, where there is one, the terminal, and of all descriptors its
+    /// input and output, as the standard ones, and `line`.
+    pub(super) fn enter(&self, line: &OwnedFd) -> Result<[BorrowedFd<'static>; 3], Error> {
+        let step = |what: &'static str| move |errno: Errno| Error::io(what, "the process", errno);
+        rustix::process::setsid().map_err(step("make a session for"))?;
+        rustix::stdio::dup2_stdin(&self.input).map_err(step("connect"))?;
+        rustix::stdio::dup2_stdout(&self.output).map_err(step("connect"))?;
+        rustix::stdio::dup2_stderr(&self.errors).map_err(step("connect"))?;
+        if self.terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
+                .map_err(step("give a terminal to"))?;
+        }
+        let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let [input, output, errors] = standard;
+        kleened_sys::process::close_all_but(&[input, output, errors, line.as_fd()])
+            .map_err(|error| Error::io("prepare", "the process", error))?;
+        Ok(standard)
+    }
+
     #[cfg(target_os = "linux")]
     pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
         [self.input.as_fd(), self.output.as_fd(), self.errors.as_fd()]

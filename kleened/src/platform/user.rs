@@ -6,6 +6,8 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{FileType, OFlags};
 
+use super::Process;
+
 /// What a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct User {
@@ -19,6 +21,15 @@ pub(super) struct User {
 }
 
 impl User {
+    /// The user that the process is to run as, by the files of the container that this process is in.
+    ///
+    /// # Errors
+    ///
+    /// Which file can't be read, or which name is not there, in words.
+    pub(super) fn of(process: &Process) -> Result<Self, String> {
+        Self::find(&process.user, &read("/etc/passwd")?, &read("/etc/group")?)
+    }
+
     /// The user that `USER[:GROUP]` names, each by name or number; empty for the superuser. With a
     /// group, the process is in no other. A number need not be in the files.
     ///
@@ -119,8 +130,12 @@ fn number(text: &str) -> Option<u32> {
 ///
 /// # Errors
 ///
-/// What `open(2)` and `read(2)` say.
-pub(super) fn read(path: &str) -> io::Result<Vec<u8>> {
+/// What `open(2)` and `read(2)` say, in words.
+pub(super) fn read(path: &str) -> Result<Vec<u8>, String> {
+    open(path).map_err(|error| format!("can't read its {path}: {error}"))
+}
+
+fn open(path: &str) -> io::Result<Vec<u8>> {
     const LONGEST: u64 = 16 * 1024 * 1024;
     // Opening a fifo or a device must not block.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;

@@ -17,7 +17,7 @@ use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::platform::jail_param::Plan;
-use crate::platform::mountpoint::{Source, failed};
+use crate::platform::mountpoint::{Source, failed, real_path};
 use crate::platform::supervisor::Failure;
 use crate::platform::{Error, Mount, Setup};
 
@@ -65,7 +65,9 @@ pub(super) fn build(setup: &Setup, plan: &Plan) -> Result<(), Failure> {
     if plan.devfs && plan.devfs_ruleset != 0 {
         check_devices(root.as_fd(), plan.devfs_ruleset)?;
     }
-    parts.sort_by_cached_key(|part| real_path(root.as_fd(), &part.mount.destination));
+    parts.sort_by_cached_key(|part| {
+        real_path(root.as_fd(), &part.mount.destination, nmount::path_of)
+    });
     mount_all(root.as_fd(), &root_path, &parts)?;
     Ok(())
 }
@@ -289,23 +291,4 @@ const EINVAL: i32 = Errno::INVAL.raw_os_error();
 fn stat(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     let stat = rustix::fs::fstat(file)?;
     Ok((stat.st_dev, stat.st_ino))
-}
-
-/// Where a destination is when every link is followed, as far as it is there already. What is above
-/// sorts before what is below.
-fn real_path(root: BorrowedFd<'_>, destination: &str) -> PathBuf {
-    let mut path = PathBuf::from(destination);
-    let mut missing = Vec::new();
-    loop {
-        let place = resolve_in_root(root, &path, OFlags::PATH).ok();
-        if let Some(mut found) = place.and_then(|place| nmount::path_of(&place).ok()) {
-            found.extend(missing.iter().rev());
-            return found;
-        }
-        match path.file_name().map(std::ffi::OsStr::to_owned) {
-            Some(name) => missing.push(name),
-            None => return PathBuf::from(destination),
-        }
-        path.pop();
-    }
 }

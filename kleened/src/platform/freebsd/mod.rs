@@ -31,11 +31,12 @@ use rustix::process::Signal;
 
 use super::jail_param::{self, Hook, Plan};
 use super::limit::Limit;
-use super::supervisor::wire::{self, Hello, Kind};
+use super::supervisor::wire::{self, Kind};
 use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
 use super::{
     Error, Exited, Launch, Mount, MountEntry, Platform, Process, Result, Running, mountpoint,
 };
+use crate::ident;
 
 /// Containers on FreeBSD.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl FreeBsd {
         time: Duration,
     ) -> Result<()> {
         let fail = |error| Error::io("run", format_args!("'{command}' in {container}"), error);
-        let instance = random_id().map_err(fail)?;
+        let instance = ident::new();
         let argv = ["/bin/sh", "-c", command].map(str::to_owned).to_vec();
         let process = Process {
             argv,
@@ -336,23 +337,10 @@ fn clear(container: &Id, root: &Path) -> Result<()> {
     kernel::unmount_below(root)
 }
 
-/// An id that nobody has.
-fn random_id() -> io::Result<Id> {
-    let mut bytes = [0; 6];
-    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
-    // Never all decimal.
-    let mut text = String::from("c");
-    text.extend(bytes.iter().flat_map(|byte| {
-        [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0'))
-    }));
-    text.truncate(12);
-    text.parse().map_err(io::Error::other)
-}
-
 /// Whether the process whose supervisor this is ends in that time.
 fn wait_for_exit(mut supervisor: UnixStream, time: Duration) -> io::Result<bool> {
     let until = Instant::now() + time;
-    wire::write(&mut supervisor, Kind::Hello, &serde_json::to_vec(&Hello { attach: false })?)?;
+    wire::greet(&mut supervisor, false)?;
     loop {
         let left = until.saturating_duration_since(Instant::now());
         supervisor.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;

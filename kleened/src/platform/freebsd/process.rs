@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use kleened_sys::jail;
 use kleened_sys::login::Classes;
@@ -44,17 +44,7 @@ fn become_program(
     };
     let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
 
-    rustix::process::setsid().map_err(step("make a session for"))?;
-    rustix::stdio::dup2_stdin(&stdio.input).map_err(step("connect"))?;
-    rustix::stdio::dup2_stdout(&stdio.output).map_err(step("connect"))?;
-    rustix::stdio::dup2_stderr(&stdio.errors).map_err(step("connect"))?;
-    if stdio.terminal {
-        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
-            .map_err(step("give a terminal to"))?;
-    }
-    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    let [input, output, errors] = standard;
-    kleened_sys::process::close_all_but(&[input, output, errors, line.as_fd()]).map_err(system)?;
+    let standard = stdio.enter(line)?;
     // What is inside must neither trace this process nor look into it, until it is the program.
     kleened_sys::process::refuse_tracing().map_err(|error| match error.raw_os_error() {
         Some(EBUSY) => fail("kleened is being traced: end ktrace(1) or truss(1) of it".to_owned()),
@@ -73,11 +63,9 @@ fn become_program(
     })?;
     // From here on paths are the container's.
     rustix::process::chdir("/").map_err(step("enter the root with"))?;
-    let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
-    let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
-    let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
+    let user = User::of(process).map_err(fail)?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    let class = user::login_class(&user, &file("/etc/master.passwd")?);
+    let class = user::login_class(&user, &user::read("/etc/master.passwd").map_err(fail)?);
     // As in login(1), what of it can't be had is not a reason to stay out.
     let name = user.name.as_deref().unwrap_or_default();
     let _ = classes.map(|classes| classes.enter(&class, name, &user.home));
@@ -88,13 +76,7 @@ fn become_program(
         }
     }
     become_user(&user).map_err(|errno| system(errno.into()))?;
-    let workdir = if process.workdir.is_empty() { "/" } else { &process.workdir };
-    rustix::process::chdir(workdir).map_err(|errno| match errno {
-        Errno::NOENT => {
-            fail(format!("there is no directory {workdir} in the container to start in"))
-        }
-        _ => fail(format!("can't start in the directory {workdir}: {}", io::Error::from(errno))),
-    })?;
+    program::enter_directory(process)?;
     kleened_sys::process::close_rest_on_exec().map_err(system)?;
     kleened_sys::process::reset_signals().map_err(system)?;
     rustix::io::write(line, &[READY]).map_err(step("start"))?;

@@ -25,7 +25,7 @@ use super::{container, kernel, process};
 use crate::platform::jail_param::{Hook, Plan};
 use crate::platform::program::exit_code;
 use crate::platform::stdio::{Stdio, Terminal, open_streams};
-use crate::platform::supervisor::{Event, Failure, Guest, Started, State, read_all};
+use crate::platform::supervisor::{Event, Failure, Guest, KILLED, Started, State, read_all};
 use crate::platform::{Error, Launch, Setup};
 
 /// How long a process in a new jail may take until its program is executed: disks may have to wake up.
@@ -43,9 +43,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// As soon as possible.
 const AT_ONCE: Duration = Duration::from_millis(1);
-
-/// The exit status of what SIGKILL ended.
-const KILLED: i32 = 128 + 9;
 
 /// Starts the process of `launch`: in a new jail, or in the running one of that state.
 pub(super) fn start(launch: &Launch, joined: Option<&State>) -> Result<Started<Inmate>, Failure> {

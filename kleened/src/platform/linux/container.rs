@@ -8,7 +8,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use kleened_api::container::NetworkDriver;
@@ -19,7 +19,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountPropagationFlags, UnmountFlags};
 
-use crate::platform::mountpoint::{Source, failed};
+use crate::platform::mountpoint::{Source, failed, real_path};
 use crate::platform::supervisor::Failure;
 use crate::platform::{Error, Mount, Setup};
 
@@ -261,7 +261,7 @@ fn open_below(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
 
 /// Every mount is where it belongs, those above before those below.
 fn mount_all(root: BorrowedFd<'_>, mut mounts: Vec<Part>) -> Result<(), Error> {
-    mounts.sort_by_cached_key(|part| real_path(root, &part.mount.destination));
+    mounts.sort_by_cached_key(|part| real_path(root, &part.mount.destination, path_of));
     let mut made = vec![id(root).map_err(|error| Error::io("look at", "the root", error))?];
     for part in &mounts {
         let fail = |reason: String| failed(&part.mount, reason);
@@ -298,24 +298,7 @@ fn id(file: BorrowedFd<'_>) -> io::Result<u64> {
     mount_id(file).map(|found| found.id)
 }
 
-/// Where a destination is when every link is followed, as far as it is there already. What is above
-/// sorts before what is below.
-fn real_path(root: BorrowedFd<'_>, destination: &str) -> PathBuf {
-    let mut path = PathBuf::from(destination);
-    let mut missing = Vec::new();
-    loop {
-        let found = resolve_in_root(root, &path, OFlags::PATH).ok().and_then(|place| {
-            use std::os::fd::AsRawFd;
-            std::fs::read_link(format!("/proc/self/fd/{}", place.as_raw_fd())).ok()
-        });
-        if let Some(mut found) = found {
-            found.extend(missing.iter().rev());
-            return found;
-        }
-        match path.file_name().map(std::ffi::OsStr::to_owned) {
-            Some(name) => missing.push(name),
-            None => return PathBuf::from(destination),
-        }
-        path.pop();
-    }
+/// Where an open file is.
+fn path_of(file: OwnedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

@@ -1,7 +1,7 @@
 //! The last steps of a process before it is the program that was asked for.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use kleened_sys::seccomp::{self, Denied};
 use rustix::fs::{Gid, Mode, Uid};
@@ -12,7 +12,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use crate::platform::program::{self, give_up, start_error};
 use crate::platform::stdio::Stdio;
 use crate::platform::supervisor::Failure;
-use crate::platform::user::{self, User};
+use crate::platform::user::User;
 use crate::platform::{Error, Process};
 
 /// The group `tty`, by the number that it has everywhere.
@@ -75,22 +75,10 @@ fn become_program(
         move |errno: Errno| Failure::from(Error::io(what, "the process", errno))
     };
 
-    rustix::process::setsid().map_err(step("make a session for"))?;
-    rustix::stdio::dup2_stdin(&stdio.input).map_err(step("connect"))?;
-    rustix::stdio::dup2_stdout(&stdio.output).map_err(step("connect"))?;
-    rustix::stdio::dup2_stderr(&stdio.errors).map_err(step("connect"))?;
-    if stdio.terminal {
-        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())
-            .map_err(step("give a terminal to"))?;
-    }
     let system = |e: io::Error| Failure::from(Error::io("prepare", "the process", e));
     // From here on paths of the container are looked up, and one may be a link into /proc/self/fd.
-    let standard = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    let [input, output, errors] = standard;
-    kleened_sys::process::close_all_but(&[input, output, errors, line.as_fd()]).map_err(system)?;
-    let file = |path| user::read(path).map_err(|e| fail(format!("can't read its {path}: {e}")));
-    let (passwd, group) = (file("/etc/passwd")?, file("/etc/group")?);
-    let user = User::find(&process.user, &passwd, &group).map_err(fail)?;
+    let standard = stdio.enter(line)?;
+    let user = User::of(process).map_err(fail)?;
     // The daemon may be dearer to the kernel. Where this can't be had, nothing is lost.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     seccomp::deny(DENIED).map_err(system)?;
@@ -100,13 +88,7 @@ fn become_program(
     // After the user changed, because that takes it back.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(step("bind to its parent"))?;
-    let workdir = if process.workdir.is_empty() { "/" } else { &process.workdir };
-    rustix::process::chdir(workdir).map_err(|errno| match errno {
-        Errno::NOENT => {
-            fail(format!("there is no directory {workdir} in the container to start in"))
-        }
-        _ => fail(format!("can't start in the directory {workdir}: {}", io::Error::from(errno))),
-    })?;
+    let workdir = program::enter_directory(process)?;
     // The kernel's word: it says "(unreachable)" of a directory outside of the root.
     let place = rustix::process::getcwd(Vec::new()).map_err(step("look for the directory of"))?;
     if !place.as_bytes().starts_with(b"/") {

@@ -30,7 +30,7 @@ use super::container::{self, Parts};
 use super::{kernel, process};
 use crate::platform::program::{exit_code, give_up, is_abandoned};
 use crate::platform::stdio::{Stdio, Terminal, open_streams};
-use crate::platform::supervisor::{Event, Failure, Guest, Started, State, read_all};
+use crate::platform::supervisor::{Event, Failure, Guest, KILLED, Started, State, read_all};
 use crate::platform::{Error, Launch, Process, Setup};
 
 /// How long a new container may take until its program is executed: disks may have to wake up.
@@ -38,9 +38,6 @@ const CREATE_TIME: Duration = Duration::from_secs(60);
 
 /// How long that may take in a running container, whose superuser can stop the process on its way.
 const JOIN_TIME: Duration = Duration::from_secs(10);
-
-/// The exit status of what SIGKILL ended.
-const KILLED: i32 = 128 + 9;
 
 /// `devpts`, from `linux/magic.h`.
 const DEVPTS: i64 = 0x1cd1;

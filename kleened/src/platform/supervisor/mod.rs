@@ -37,6 +37,9 @@ use relay::Relay;
 /// The subcommand that makes a program a supervisor: it is followed by the instance's directory.
 pub const SUBCOMMAND: &str = "supervise";
 
+/// The exit status of what SIGKILL ended.
+pub(crate) const KILLED: i32 = 128 + 9;
+
 /// The supervisor's ends of a process's input and output.
 #[derive(Debug)]
 pub(crate) struct Streams {

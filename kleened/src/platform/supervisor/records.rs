@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use kleened_api::Id;
 
 use super::run_dir::{Instance, RunDir, State};
-use super::wire::{self, Hello, Kind};
+use super::wire::{self, Kind};
 use crate::platform::{Error, Exited, Result, Setup};
 
 /// How long processes may take to be gone after SIGKILL.
@@ -168,9 +168,8 @@ pub(crate) fn not_ended() -> io::Error {
 /// Returns when the container whose supervisor this is has ended and is recorded as ended.
 fn wait_for_end(mut supervisor: UnixStream) -> io::Result<()> {
     supervisor.set_read_timeout(Some(KILL_TIME))?;
-    let hello = serde_json::to_vec(&Hello { attach: false })?;
     // It may be gone already, which is what is waited for.
-    let _ = wire::write(&mut supervisor, Kind::Hello, &hello);
+    let _ = wire::greet(&mut supervisor, false);
     loop {
         match wire::read(&mut supervisor) {
             Ok(Some((Kind::Ended, _)) | None) => return Ok(()),

@@ -182,6 +182,15 @@ pub fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> 
     to.write_all(&bytes)
 }
 
+/// Introduces a client to a supervisor. Blocks.
+///
+/// # Errors
+///
+/// As [`write`].
+pub fn greet(to: &mut impl Write, attach: bool) -> io::Result<()> {
+    write(to, Kind::Hello, &serde_json::to_vec(&Hello { attach })?)
+}
+
 /// The next frame; `None` where the connection was closed between two frames. Blocks.
 ///
 /// # Errors

@@ -76,7 +76,7 @@ fn random<const N: usize>() -> [u8; N] {
 }
 
 /// A new id.
-pub(super) fn new() -> Id {
+pub(crate) fn new() -> Id {
     loop {
         let text: String = random::<6>().iter().map(|byte| format!("{byte:02x}")).collect();
         // All decimal digits: one in 280.
@@ -87,7 +87,7 @@ pub(super) fn new() -> Id {
 }
 
 /// A name such as `lucid_hopper`.
-pub(super) fn name() -> String {
+pub(crate) fn name() -> String {
     let [a, b, c, d] = random::<4>();
     let pick =
         |list: &[&'static str], number: u16| list.get(usize::from(number) % list.len()).copied();
