@@ -186,7 +186,7 @@ pub fn write(to: &mut impl Write, kind: Kind, payload: &[u8]) -> io::Result<()> 
 ///
 /// # Errors
 ///
-/// As [`write`].
+/// As [`write()`].
 pub fn greet(to: &mut impl Write, attach: bool) -> io::Result<()> {
     write(to, Kind::Hello, &serde_json::to_vec(&Hello { attach })?)
 }
