@@ -15,7 +15,6 @@ pub mod image;
 pub mod manifest;
 pub mod mounts;
 pub mod pool;
-pub mod programs;
 pub mod rootfs;
 pub mod site;
 pub mod tree;

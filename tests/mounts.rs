@@ -87,7 +87,7 @@ mod linux {
     }
 
     impl Mounted {
-        /// A new tmpfs. The thread must be [`private`].
+        /// A new tmpfs, which everybody sees where the thread is not [`private`].
         ///
         /// # Panics
         ///
@@ -137,6 +137,17 @@ mod linux {
         #[must_use]
         pub fn path(&self) -> PathBuf {
             self.dir.path().join("mnt")
+        }
+
+        /// It is mounted with these options from now on.
+        ///
+        /// # Panics
+        ///
+        /// Where it can't be.
+        pub fn change(&self, options: &str) {
+            let none = None::<&str>;
+            mount(none, &self.path(), none, MsFlags::MS_REMOUNT, Some(options))
+                .unwrap_or_else(|errno| panic!("{options}: {errno}"));
         }
 
         /// An image's content has to be read from the disk again.

@@ -96,7 +96,6 @@ pub(crate) struct ImageCreate {
 impl ImageCreate {
     fn config(self) -> Result<ImageCreateConfig, Failure> {
         let Method(method) = self.method;
-        let of_dataset = matches!(method, ImageMethod::ZfsCopy | ImageMethod::ZfsClone);
         let source = match (method, self.source) {
             (ImageMethod::FetchAuto, None) => String::new(),
             (ImageMethod::FetchAuto, Some(_)) => {
@@ -112,7 +111,7 @@ impl ImageCreate {
                 )));
             }
         };
-        let (url, zfs_dataset) = match of_dataset {
+        let (url, zfs_dataset) = match method.is_of_dataset() {
             true => (String::new(), source),
             false => (place(source)?, String::new()),
         };

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
-use kleene_tests::programs;
+use kleene_tests::harness::binary;
 use kleened::platform::{Error, Launch};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -188,7 +188,7 @@ fn the_supervisors_program_cannot_be_written() {
     let Some(mut sandbox) = Sandbox::new() else { return };
     // A program of its own: nobody else executes it.
     let program = sandbox.host("kleened");
-    fs::copy(programs::kleened(), &program).unwrap();
+    fs::copy(binary("kleened"), &program).unwrap();
     sandbox.platform = kleened::platform::open_with(&sandbox.run_dir(), Some(&program)).unwrap();
     let (client, _) = sandbox.start("");
     let init = sandbox.platform.running().unwrap()[0].jid;

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use kleene_tests::{host, mounts, programs, rootfs};
+use kleene_tests::harness::binary;
+use kleene_tests::{host, mounts, rootfs};
 use kleened::platform::supervisor::wire::{self, Kind};
 use kleened::platform::{self, Error, Launch, LogConfig, Mount, Platform, Process, Setup};
 use kleened_api::Id;
@@ -181,7 +182,7 @@ impl Drop for Sandbox {
 
 /// The platform with the real daemon's program as its supervisor.
 pub(crate) fn open(run_dir: &Path) -> Box<dyn Platform> {
-    platform::open_with(run_dir, Some(&programs::kleened())).unwrap()
+    platform::open_with(run_dir, Some(&binary("kleened"))).unwrap()
 }
 
 /// An id that nobody has.

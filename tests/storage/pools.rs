@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 #[cfg(target_os = "linux")]
-use kleene_tests::harness::eventually;
-use kleened::storage::{Area, DatasetSpec, Driver, Error, zfs as driver};
+use kleene_tests::{harness::eventually, mounts::Mounted};
+use kleened::storage::{Area, DatasetPath, DatasetSpec, Driver, Error, zfs as driver};
 
 use crate::fixture::{Fixture, in_memory, volume};
 use crate::place::{patiently, pool, zfs};
@@ -66,6 +66,26 @@ fn a_root_that_is_full() {
     assert!(f.driver.destroy(&volume("full")).unwrap());
     f.make(&volume("full"));
     f.nothing_is_left_over();
+}
+
+/// What every change says of a dataset that has a snapshot `s`, and of a new one, which `stream` may become.
+fn changes(
+    driver: &dyn Driver,
+    path: &DatasetPath,
+    new: &DatasetPath,
+    mut stream: &[u8],
+) -> [Result<(), Error>; 9] {
+    [
+        driver.create(new, &spec("")),
+        driver.set(path, "other"),
+        driver.rename(path, new),
+        driver.destroy(path).map(drop),
+        driver.snapshot(&[path.snapshot("t")]),
+        driver.destroy_snapshot(&path.snapshot("s")).map(drop),
+        driver.rollback(&path.snapshot("s")),
+        driver.clone_from(&path.snapshot("s"), new, &spec("")),
+        driver.streams().unwrap().import(new, &spec(""), &mut stream),
+    ]
 }
 
 /// A pool on a file.
@@ -137,20 +157,7 @@ fn a_pool_that_moves_and_one_that_is_read_only() {
     let mut out = Vec::new();
     opened.streams().unwrap().export(&path.snapshot("s"), None, &mut out).unwrap();
     let new = volume("new");
-    for (index, result) in [
-        opened.create(&new, &spec("")),
-        opened.set(&path, "other"),
-        opened.rename(&path, &new),
-        opened.destroy(&path).map(drop),
-        opened.snapshot(&[path.snapshot("t")]),
-        opened.destroy_snapshot(&path.snapshot("s")).map(drop),
-        opened.rollback(&path.snapshot("s")),
-        opened.clone_from(&path.snapshot("s"), &new, &spec("")),
-        opened.streams().unwrap().import(&new, &spec(""), &mut &*out),
-    ]
-    .into_iter()
-    .enumerate()
-    {
+    for (index, result) in changes(&*opened, &path, &new, &out).into_iter().enumerate() {
         assert!(matches!(result, Err(Error::Io { .. })), "{index}: {result:?}");
         assert_eq!(content(&*opened), "content", "after {index}");
     }
@@ -171,10 +178,9 @@ fn a_pool_that_is_suspended() {
     }
     // The device is a file that is larger than what it lies on.
     let dir = in_memory();
-    let disk = dir.path().join("disk");
-    fs::create_dir(&disk).unwrap();
-    let mounted = Mounted::at(&disk, "size=80M");
-    let file = disk.join("file");
+    // The kernel's own threads open it, too, so that it is not for this thread alone.
+    let mounted = Mounted::tmpfs("size=80M");
+    let file = mounted.path().join("file");
     fs::File::create(&file).unwrap().set_len(512 << 20).unwrap();
     let pool = OnFile { name: format!("ks{}", std::process::id()), folder: dir.path() };
     let root = dir.path().join("root");
@@ -196,20 +202,10 @@ fn a_pool_that_is_suspended() {
             .is_ok_and(|state| state.trim() == "SUSPENDED")
     });
     let new = volume("new");
-    let results = [
-        opened.get(&path).map(drop),
-        opened.usage(&path).map(drop),
-        opened.create(&new, &spec("")),
-        opened.set(&path, "other"),
-        opened.rename(&path, &new),
-        opened.destroy(&path).map(drop),
-        opened.snapshot(&[path.snapshot("t")]),
-        opened.destroy_snapshot(&path.snapshot("s")).map(drop),
-        opened.rollback(&path.snapshot("s")),
-        opened.clone_from(&path.snapshot("s"), &new, &spec("")),
-        opened.streams().unwrap().import(&new, &spec(""), &mut &*stream),
-    ];
-    mounted.resize("size=1G");
+    let reads = [opened.get(&path).map(drop), opened.usage(&path).map(drop)];
+    let results = reads.into_iter().chain(changes(&*opened, &path, &new, &stream));
+    let results: Vec<_> = results.collect();
+    mounted.change("size=1G");
     pool.zpool(&["clear", &pool.name]);
     for (index, result) in results.into_iter().enumerate() {
         let Err(Error::Io { source, .. }) = &result else { panic!("{index}: {result:?}") };
@@ -223,31 +219,4 @@ fn a_pool_that_is_suspended() {
     drop(opened);
     drop(pool);
     drop(mounted);
-}
-
-/// A file system in memory.
-#[cfg(target_os = "linux")]
-struct Mounted<'p>(&'p Path);
-
-#[cfg(target_os = "linux")]
-impl<'p> Mounted<'p> {
-    fn at(path: &'p Path, options: &str) -> Self {
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", options, "none"]).arg(path).status();
-        assert!(status.unwrap().success());
-        Self(path)
-    }
-
-    fn resize(&self, options: &str) {
-        let options = format!("remount,{options}");
-        let status = Command::new("mount").args(["-o", &options]).arg(self.0).status();
-        assert!(status.unwrap().success());
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
-    }
 }

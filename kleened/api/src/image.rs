@@ -104,6 +104,12 @@ pub enum ImageMethod {
 }
 
 impl ImageMethod {
+    /// Whether the image is made of a dataset, and not of an archive.
+    #[must_use]
+    pub fn is_of_dataset(self) -> bool {
+        matches!(self, Self::ZfsCopy | Self::ZfsClone)
+    }
+
     /// Every method.
     pub const ALL: [Self; 4] = [Self::Fetch, Self::FetchAuto, Self::ZfsCopy, Self::ZfsClone];
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::extract::ws::{Message, WebSocket};
 use kleened_api::exec::MessageType;
-use kleened_api::image::{ImageCreateConfig, ImageEvent, ImageMethod};
+use kleened_api::image::{ImageCreateConfig, ImageEvent};
 use kleened_api::{ErrorBody, ErrorCode, Id};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -44,7 +44,7 @@ pub(super) async fn run(engine: Arc<Engine>, mut client: WebSocket, mut stopping
     if form == Form::Kleene && client.send(socket::starting()).await.is_err() {
         return;
     }
-    let of_dataset = matches!(config.method, ImageMethod::ZfsCopy | ImageMethod::ZfsClone);
+    let of_dataset = config.method.is_of_dataset();
     let (sender, notes) = mpsc::unbounded_channel();
     let made = match engine.create_image(config, sender) {
         Ok(pending) => match follow(&mut client, form, notes, pending, stopping).await {

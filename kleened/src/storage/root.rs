@@ -28,9 +28,6 @@ const ROOT_ON_LINUX: &[(&str, &str)] = &[("acltype", "posix"), ("xattr", "sa")];
 /// What the root dataset of a new pool gets: it holds nothing itself.
 const POOL: &[(&str, &str)] = &[("mountpoint", "none"), ("canmount", "off"), ("atime", "off")];
 
-/// The type of such a dataset: `dmu_objset_type_t`.
-const FILE_SYSTEM: u64 = 2;
-
 /// The directory of the root that is named by its path, or as a dataset, which then is mounted there.
 ///
 /// # Errors
@@ -163,7 +160,7 @@ fn mounted(zfs: &'static Zfs, dataset: &str) -> Result<PathBuf> {
         }
         fail("look at", dataset, error)
     })?;
-    if found.number("type") != Some(FILE_SYSTEM) {
+    if !found.is_file_system() {
         return Err(Error::Invalid(format!("{dataset} is not a file system")));
     }
     let at = match found.text("mountpoint") {

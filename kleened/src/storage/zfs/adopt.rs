@@ -12,7 +12,7 @@ use kleened_sys::zfs::{Kind, Source};
 use super::super::fault::point;
 use super::super::{Adopt, DatasetPath, Driver, Error, Result};
 use super::destroy::patiently;
-use super::{Zfs, failed, is_below, mount};
+use super::{NO_KEY, Zfs, failed, is_below, mount};
 
 /// Holds the name under which a dataset was taken over.
 const ADOPTED: &str = "org.kleene:adopted";
@@ -59,17 +59,15 @@ impl Zfs {
                 };
             }
         };
-        /// `dmu_objset_type_t`.
-        const FILE_SYSTEM: u64 = 2;
         let is = |name: &str, value| found.number(name) == Some(value);
-        if !is("type", FILE_SYSTEM) {
+        if !found.is_file_system() {
             return Err(refuse(dataset, "it is not a file system"));
         }
         if is("zoned", 1) || is("jailed", 1) {
             return Err(refuse(dataset, "it belongs to a jail: set jailed=off (zoned=off) first"));
         }
-        if mount::lacks_key(&found) {
-            return Err(refuse(dataset, "its key is not loaded: zfs load-key first"));
+        if found.lacks_key() {
+            return Err(refuse(dataset, NO_KEY));
         }
         if found.text("receive_resume_token").is_some() {
             return Err(refuse(dataset, "it is still being received"));

@@ -61,6 +61,12 @@ impl Zfs {
         Ok(())
     }
 
+    /// As [`remove`](Self::remove), of what may be mounted.
+    pub(super) fn discard(&self, path: &DatasetPath) -> Result<()> {
+        self.unmount(path)?;
+        self.remove(path)
+    }
+
     /// Returns the snapshot that has clones or the dataset that is below, where there is one.
     fn remove_all(&self, path: &DatasetPath, name: &str) -> Result<Option<String>> {
         match self.run_program(name).map_err(|error| failed("destroy", path, error))? {

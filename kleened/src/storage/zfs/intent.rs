@@ -95,8 +95,7 @@ impl Zfs {
             tracing::warn!(%path, "has no record, and is left alone: it was made by others");
             return Ok(());
         }
-        self.unmount(path)?;
-        self.remove(path)
+        self.discard(path)
     }
 
     /// Whether a dataset without a record can only be what a crash left: it is not older than the intent,
@@ -133,8 +132,7 @@ impl Zfs {
         // What is left of it, the start removes.
         let name = format!("{}/{IMPORT}probe", Area::Scratch.as_str());
         let path = name.parse().map_err(|_| Error::Invalid(format!("{name} is no dataset")))?;
-        self.unmount(&path)?;
-        self.remove(&path)?;
+        self.discard(&path)?;
         let name = self.name(&path)?;
         let failed = |error| failed("clone", origin, error);
         let none = NvList::new().map_err(failed)?;

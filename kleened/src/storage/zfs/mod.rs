@@ -100,6 +100,9 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
     Ok(Box::new(driver))
 }
 
+/// Why what is in a dataset can't be read, and what to do.
+const NO_KEY: &str = "its key is not loaded: zfs load-key first";
+
 /// What the names in the scratch area begin with of what is being received.
 const IMPORT: &str = "import-";
 
@@ -273,7 +276,7 @@ impl Zfs {
             None => Ok(()),
         });
         if let Err(error) = finished {
-            match self.unmount(path).and_then(|()| self.remove(path)) {
+            match self.discard(path) {
                 Ok(()) => self.done(path),
                 Err(error) => tracing::warn!(%path, ?error, "cannot take back what was made"),
             }

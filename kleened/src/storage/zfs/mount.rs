@@ -13,7 +13,7 @@ use kleened_sys::zfs::Kind;
 use super::super::fault::point;
 use super::super::{Area, DatasetPath, Driver, Error, Result};
 use super::threads::on_threads;
-use super::{IMPORT, NvList, Zfs, destroy, failed};
+use super::{IMPORT, NO_KEY, NvList, Zfs, destroy, failed};
 
 /// The dataset that is mounted at the root's directory. An error where one should be, as the directory's
 /// name says, and is not.
@@ -58,13 +58,6 @@ pub(super) fn mount(dataset: &str, target: &Path) -> io::Result<()> {
         ),
         other => other,
     }
-}
-
-/// Whether it is encrypted, and its key not loaded.
-pub(super) fn lacks_key(found: &sys::Properties) -> bool {
-    /// `zfs_keystatus_t`.
-    const UNAVAILABLE: u64 = 1;
-    found.number("keystatus") == Some(UNAVAILABLE)
 }
 
 impl Zfs {
@@ -116,7 +109,7 @@ impl Zfs {
                 .into_iter()
                 .partition(|path| area == Area::Scratch && path.name().starts_with(IMPORT));
             for draft in &drafts {
-                if let Err(error) = self.unmount(draft).and_then(|()| self.remove(draft)) {
+                if let Err(error) = self.discard(draft) {
                     tracing::warn!(%draft, ?error, "cannot remove what was being received");
                 }
             }
@@ -181,9 +174,7 @@ impl Zfs {
         }
         point();
         mount(name, target).map_err(|error| match self.lacks_key(name, &error) {
-            true => {
-                failed(io::Error::new(error.kind(), "its key is not loaded: zfs load-key first"))
-            }
+            true => failed(io::Error::new(error.kind(), NO_KEY)),
             false => failed(error),
         })
     }
@@ -191,7 +182,7 @@ impl Zfs {
     /// Whether that came of a key that is not loaded.
     fn lacks_key(&self, name: &str, error: &io::Error) -> bool {
         error.kind() == io::ErrorKind::PermissionDenied
-            && self.zfs.properties(name, &["keystatus"]).is_ok_and(|found| lacks_key(&found))
+            && self.zfs.properties(name, &["keystatus"]).is_ok_and(|found| found.lacks_key())
     }
 
     /// The dataset is mounted again, after a change that did not come about.

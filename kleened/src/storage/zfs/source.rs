@@ -10,7 +10,7 @@ use kleened_sys::zfs::{Kind, NvList};
 use super::super::fault::point;
 use super::super::{DatasetPath, DatasetSpec, Error, Result, Sources};
 use super::stream::{Begin, SEND, draft};
-use super::{Zfs, failed, is_below};
+use super::{NO_KEY, Zfs, failed, is_below};
 
 /// What the snapshot is called here that a copy is received as, and that goes at once.
 const RECEIVED: &str = "received";
@@ -54,15 +54,11 @@ impl Zfs {
             }
             _ => failed("look up", dataset, error),
         })?;
-        /// `dmu_objset_type_t`.
-        const FILE_SYSTEM: u64 = 2;
-        /// `zfs_keystatus_t`.
-        const UNAVAILABLE: u64 = 1;
-        if found.number("type") != Some(FILE_SYSTEM) {
+        if !found.is_file_system() {
             return Err(refuse(dataset, "it is not a file system"));
         }
-        if found.number("keystatus") == Some(UNAVAILABLE) {
-            return Err(refuse(dataset, "its key is not loaded: zfs load-key first"));
+        if found.lacks_key() {
+            return Err(refuse(dataset, NO_KEY));
         }
         Ok(())
     }

@@ -85,6 +85,22 @@ impl Properties {
         }
     }
 
+    /// Whether the dataset is a file system, where `type` was read.
+    #[must_use]
+    pub fn is_file_system(&self) -> bool {
+        /// `dmu_objset_type_t`.
+        const FILE_SYSTEM: u64 = 2;
+        self.number("type") == Some(FILE_SYSTEM)
+    }
+
+    /// Whether the dataset is encrypted and its key not loaded, where `keystatus` was read.
+    #[must_use]
+    pub fn lacks_key(&self) -> bool {
+        /// `zfs_keystatus_t`.
+        const UNAVAILABLE: u64 = 1;
+        self.number("keystatus") == Some(UNAVAILABLE)
+    }
+
     /// The text with that name, where it is the dataset's own, and not inherited.
     #[must_use]
     pub fn own_text(&self, name: &str) -> Option<&str> {
