@@ -100,10 +100,11 @@ pub(crate) struct Create {
     pub(crate) name: Option<ContainerName>,
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
-    /// A mount: SOURCE:DESTINATION[:ro|rw][,nocopy], where SOURCE is the name of a volume or an
-    /// absolute path of the host, or type=volume,source=NAME,target=PATH[,readonly]
-    /// [,volume-nocopy][,volume-subpath=PATH], where a volume without a source gets a random name. It
-    /// is removed with a container that --rm removes, and stays when another is removed.
+    /// A mount: SOURCE:DESTINATION[:ro|rw][,nocopy][,nosuid][,noexec][,nosymfollow], where SOURCE is the
+    /// name of a volume or an absolute path of the host, or type=volume,source=NAME,target=PATH
+    /// [,readonly][,nosuid][,noexec][,nosymfollow][,volume-nocopy][,volume-subpath=PATH], where a
+    /// volume without a source gets a random name. It is removed with a container that --rm removes,
+    /// and stays when another is removed.
     #[arg(short, long = "mount", value_name = "MOUNT")]
     pub(crate) mounts: Vec<MountPointConfig>,
     /// A jail parameter, see jail(8). On Linux it has no effect.

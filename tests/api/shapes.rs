@@ -60,13 +60,13 @@ fn answers_have_their_shapes() {
         "cmd": ["/bin/sleep", "1000"], "hostname": "web.example", "workdir": "/tmp",
         "mounts": [
             {"type": "volume", "source": "new", "destination": "/usr/share/site"},
-            {"type": "volume", "source": "v", "destination": "/srv", "read_only": true, "nocopy": true},
+            {"type": "volume", "source": "v", "destination": "/srv", "read_only": true, "nocopy": true, "noexec": true},
         ],
     });
     shape(&daemon, "POST /containers/create", config, (201, json!({"id": "<id>"})));
     let mountpoints = json!([
         {"container_id": "<id>", "type": "volume", "source": "new", "destination": "/usr/share/site", "read_only": false},
-        {"container_id": "<id>", "type": "volume", "source": "v", "destination": "/srv", "read_only": true, "nocopy": true},
+        {"container_id": "<id>", "type": "volume", "source": "v", "destination": "/srv", "read_only": true, "nocopy": true, "noexec": true},
     ]);
     let mut container = json!({
         "id": "<id>", "name": "web", "image_id": "<id>", "cmd": ["/bin/sleep", "1000"],

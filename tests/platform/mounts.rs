@@ -8,6 +8,7 @@ use kleene_tests::mounts;
 use kleened::platform::Error;
 #[cfg(target_os = "linux")]
 use kleened::platform::Mount;
+use kleened_api::mount::MountOptions;
 #[cfg(target_os = "linux")]
 use rustix::fs::{CWD, FileType, Mode};
 
@@ -133,6 +134,62 @@ fn read_only_is_so_for_everything_below() {
     for path in [deep, below] {
         mounts::unmount(&path);
     }
+}
+
+/// Fills the directory with a program, one that runs as its owner where it may and prints what only that
+/// can read, and a link.
+fn programs(sandbox: &Sandbox, dir: &Path) {
+    let bin = sandbox.root().join("bin");
+    let (cat, echo) = if cfg!(target_os = "linux") { ("su", "busybox") } else { ("cat", "echo") };
+    fs::copy(bin.join(echo), dir.join("echo")).unwrap();
+    fs::copy(bin.join(cat), dir.join("su")).unwrap();
+    fs::set_permissions(dir.join("su"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::write(dir.join("secret"), "as its owner\n").unwrap();
+    fs::set_permissions(dir.join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    symlink("/etc/group", dir.join("link")).unwrap();
+}
+
+#[test]
+fn what_a_mount_forbids_does_not_work_below_it() {
+    let Some(mut sandbox) = Sandbox::new() else { return };
+    if !mounts::private() {
+        return;
+    }
+    // Busybox gives up the rights of its owner but for a few programs, and this one asks for no password.
+    let read = if cfg!(target_os = "linux") { "-c \"cat $d/secret\"" } else { "$d/secret" };
+    fs::write(sandbox.root().join("etc/passwd"), "root::0:0:root:/root:/bin/sh\nwww:x:80:81::/:\n")
+        .unwrap();
+    let dir = volume(&sandbox, "vol");
+    let below = dir.join("below");
+    fs::create_dir(&below).unwrap();
+    mount_tmpfs(&below);
+    for dir in [&dir, &below] {
+        programs(&sandbox, dir);
+    }
+    let none = MountOptions::default();
+    let cases = [
+        ("/all", none, "runs, as its owner, followed"),
+        ("/nosuid", MountOptions { nosuid: true, ..none }, "runs, followed"),
+        ("/noexec", MountOptions { noexec: true, ..none }, "followed"),
+        ("/nosymfollow", MountOptions { nosymfollow: true, ..none }, "runs, as its owner"),
+    ];
+    for (destination, options, _) in cases {
+        sandbox.mount(&dir, destination).options = options;
+    }
+    let script = format!(
+        "for d in \"$@\"; do for d in $d $d/below; do echo \"$d:\" $( \
+         $d/echo runs; $d/su {read}; grep -q staff $d/link && echo followed); done; done"
+    );
+    let mut launch = sandbox.first(&["sh", "-c", &script, "sh"]);
+    launch.process.argv.extend(cases.map(|(destination, ..)| destination.to_owned()));
+    launch.process.user = "www".to_owned();
+    let outcome = sandbox.run_launch(&launch).unwrap();
+    let expected = cases.map(|(destination, _, works)| {
+        let works = works.replace(',', "");
+        format!("{destination}: {works}\n{destination}/below: {works}\n")
+    });
+    assert_eq!(outcome.output, expected.concat(), "{}", outcome.errors);
+    mounts::unmount(&below);
 }
 
 #[cfg(target_os = "linux")]
@@ -393,6 +450,7 @@ fn mounts_go_with_the_container() {
         subpath: None,
         destination: "/disk".to_owned(),
         read_only: false,
+        options: MountOptions::default(),
     };
     sandbox.mounts.push(mount);
     let (client, _) = sandbox.start("exec 5> /disk/open; sleep 1000 < /disk/name &");

@@ -14,6 +14,7 @@ use kleened::platform::supervisor::wire::{self, Kind};
 use kleened::platform::{self, Error, Launch, LogConfig, Mount, Platform, Process, Setup};
 use kleened_api::Id;
 use kleened_api::container::NetworkDriver;
+use kleened_api::mount::MountOptions;
 use kleened_api::stream::{Exit, WindowSize};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
@@ -82,6 +83,7 @@ impl Sandbox {
             subpath: None,
             destination: destination.to_owned(),
             read_only: false,
+            options: MountOptions::default(),
         });
         self.mounts.last_mut().unwrap()
     }

@@ -54,6 +54,35 @@ pub struct MountPointConfig {
     /// A path inside the volume that is mounted instead of its root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subpath: Option<String>,
+    /// What else can't be done below the destination.
+    #[serde(flatten)]
+    pub options: MountOptions,
+}
+
+/// What can't be done with the files of a mount, as in `mount(8)`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct MountOptions {
+    /// Whether set-user-id and set-group-id bits have no effect.
+    #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
+    pub nosuid: bool,
+    /// Whether no program can be executed.
+    #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
+    pub noexec: bool,
+    /// Whether no symbolic link is followed.
+    #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
+    pub nosymfollow: bool,
+}
+
+impl MountOptions {
+    /// The option of that name.
+    fn named(&mut self, name: &str) -> Option<&mut bool> {
+        match name {
+            "nosuid" => Some(&mut self.nosuid),
+            "noexec" => Some(&mut self.noexec),
+            "nosymfollow" => Some(&mut self.nosymfollow),
+            _ => None,
+        }
+    }
 }
 
 fn is_false(value: &bool) -> bool {
@@ -188,24 +217,29 @@ fn normal_path(path: &str) -> Option<String> {
 }
 
 impl fmt::Display for MountPointConfig {
-    /// The short form, `SOURCE:DESTINATION[:ro][,nocopy]`.
+    /// The short form, `SOURCE:DESTINATION[:ro][,nocopy][,nosuid][,noexec][,nosymfollow]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.source, self.destination)?;
         if self.read_only {
             f.write_str(":ro")?;
         }
-        if self.nocopy {
-            f.write_str(",nocopy")?;
-        }
-        Ok(())
+        let MountOptions { nosuid, noexec, nosymfollow } = self.options;
+        let options = [
+            (self.nocopy, ",nocopy"),
+            (nosuid, ",nosuid"),
+            (noexec, ",noexec"),
+            (nosymfollow, ",nosymfollow"),
+        ];
+        options.into_iter().filter(|(given, _)| *given).try_for_each(|(_, name)| f.write_str(name))
     }
 }
 
 impl FromStr for MountPointConfig {
     type Err = MountError;
 
-    /// Reads `SOURCE:DESTINATION[:ro|rw][,nocopy]` or Docker's `type=volume,source=…,target=…`
-    /// form, and checks it as [`MountPointConfig::checked`] does.
+    /// Reads `SOURCE:DESTINATION[:ro|rw][,OPTION…]`, where an option is `nocopy` or one of
+    /// [`MountOptions`], or Docker's `type=volume,source=…,target=…` form, and checks it as
+    /// [`MountPointConfig::checked`] does.
     fn from_str(text: &str) -> Result<Self, MountError> {
         let parsed = if is_long_form(text) { parse_long(text) } else { parse_short(text) };
         parsed
@@ -223,23 +257,31 @@ fn is_long_form(text: &str) -> bool {
 }
 
 fn parse_short(text: &str) -> Result<MountPointConfig, String> {
-    let (text, nocopy) = match text.strip_suffix(",nocopy") {
-        Some(rest) => (rest, true),
-        None => (text, false),
-    };
+    let mut text = text;
+    let mut nocopy = false;
+    let mut options = MountOptions::default();
+    while let Some((rest, name)) = text.rsplit_once(',') {
+        let option = if name == "nocopy" { Some(&mut nocopy) } else { options.named(name) };
+        let Some(option) = option else { break };
+        if std::mem::replace(option, true) {
+            return Err(format!("'{name}' is given twice"));
+        }
+        text = rest;
+    }
     let parts: Vec<&str> = text.split(':').collect();
     let (source, destination, read_only) = match parts[..] {
         [source, destination] => (source, destination, false),
         [source, destination, "ro"] => (source, destination, true),
         [source, destination, "rw"] => (source, destination, false),
         [_, _, _] => return Err("the last element must be 'ro' or 'rw'".into()),
-        [] | [_] => return Err("write SOURCE:DESTINATION[:ro|rw][,nocopy]".into()),
+        [] | [_] => return Err("write SOURCE:DESTINATION[:ro|rw][,OPTION…]".into()),
         _ => return Err("at most 3 elements can be separated by ':'".into()),
     };
     if destination.contains(',') {
         return Err(
-            "after the destination comes ':ro' or ':rw', and then only ',nocopy'; a path with \
-                    a ',' in it needs the form type=volume,source=…,target=…"
+            "after the destination comes ':ro' or ':rw', and then only ',nocopy', ',nosuid', \
+             ',noexec' and ',nosymfollow'; a path with a ',' in it needs the form \
+             type=volume,source=…,target=…"
                 .into(),
         );
     }
@@ -252,6 +294,7 @@ fn parse_short(text: &str) -> Result<MountPointConfig, String> {
         nocopy,
         anonymous: false,
         subpath: None,
+        options,
     })
 }
 
@@ -265,6 +308,7 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
         nocopy: false,
         anonymous: false,
         subpath: None,
+        options: MountOptions::default(),
     };
     let mut sourced = false;
     let mut given = Vec::new();
@@ -305,12 +349,15 @@ fn parse_long(text: &str) -> Result<MountPointConfig, String> {
             "readonly" => mount.read_only = flag()?,
             "volume-nocopy" => mount.nocopy = flag()?,
             "volume-subpath" => mount.subpath = Some(text()?),
-            _ => {
-                return Err(format!(
-                    "unknown field '{key}'; known are type, source, target, readonly, \
-                     volume-nocopy and volume-subpath"
-                ));
-            }
+            name => match mount.options.named(name) {
+                Some(option) => *option = flag()?,
+                None => {
+                    return Err(format!(
+                        "unknown field '{key}'; known are type, source, target, readonly, nosuid, \
+                         noexec, nosymfollow, volume-nocopy and volume-subpath"
+                    ));
+                }
+            },
         }
     }
     // As with Docker. An empty source is more likely a variable that is not set.
@@ -346,6 +393,23 @@ mod tests {
         assert_eq!(mount.kind, MountType::Nullfs);
         assert_eq!((mount.source.as_str(), mount.destination.as_str()), ("/srv/x", "/a/b"));
         assert!(mount.read_only && mount.nocopy);
+        assert_eq!(mount.options, MountOptions::default());
+    }
+
+    #[test]
+    fn options_are_written_as_they_are_read() {
+        let text = "v:/a:ro,nocopy,nosuid,noexec,nosymfollow";
+        let mount = parse(text).unwrap();
+        assert_eq!(mount.to_string(), text);
+        let json = serde_json::to_value(&mount).unwrap();
+        assert_eq!(json["nosuid"], true, "{json}");
+        assert_eq!(serde_json::from_value::<MountPointConfig>(json).unwrap(), mount);
+
+        let mount = parse("v:/a,noexec,nosuid").unwrap();
+        assert_eq!(mount, parse("source=v,target=/a,nosuid=1,noexec,nosymfollow=false").unwrap());
+        assert!(mount.options.nosuid && mount.options.noexec && !mount.nocopy);
+        let json = serde_json::to_value(parse("v:/a").unwrap()).unwrap();
+        assert!(json.get("nosuid").is_none(), "{json}");
     }
 
     #[test]
@@ -393,6 +457,10 @@ mod tests {
             "v:/a\0b",
             "v:/a,ro",
             "v:/a,nocopy:ro",
+            "v:/a,noexec,noexec",
+            "v:/a,noexec,ro",
+            "v:/a,nodev",
+            "source=v,target=/a,nosuid=x",
             "v:/dev/",
             "v:/proc",
         ] {

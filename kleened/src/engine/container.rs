@@ -328,6 +328,7 @@ impl Engine {
                 subpath: mount.subpath.clone(),
                 destination: mount.destination.clone(),
                 read_only: mount.read_only,
+                options: mount.options,
             })
         };
         mounts.iter().map(translate).collect()

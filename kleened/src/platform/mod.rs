@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use kleened_api::container::NetworkDriver;
+use kleened_api::mount::MountOptions;
 use kleened_api::{Id, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -142,6 +143,9 @@ pub struct Mount {
     pub destination: String,
     /// Whether nothing below it can be written.
     pub read_only: bool,
+    /// What else can't be done below it.
+    #[serde(default)]
+    pub options: MountOptions,
 }
 
 /// A process.

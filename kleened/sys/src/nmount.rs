@@ -25,13 +25,24 @@ pub struct Entry {
     pub from: OsString,
     /// Where.
     pub at: PathBuf,
-    /// Whether it is read-only.
-    pub read_only: bool,
+    flags: u64,
+}
+
+impl Entry {
+    /// Whether it has all of these flags. A nullfs also has those of the file system that it shows.
+    #[must_use]
+    pub fn has(&self, flags: Flags) -> bool {
+        u64::try_from(flags.bits()).is_ok_and(|flags| self.flags & flags == flags)
+    }
 }
 
 /// Flags that are options as well, `nmount(2)`.
-const NAMES: [(Flags, &CStr); 3] =
-    [(Flags::MNT_RDONLY, c"ro"), (Flags::MNT_NOSUID, c"nosuid"), (Flags::MNT_NOEXEC, c"noexec")];
+const NAMES: [(Flags, &CStr); 4] = [
+    (Flags::MNT_RDONLY, c"ro"),
+    (Flags::MNT_NOSUID, c"nosuid"),
+    (Flags::MNT_NOEXEC, c"noexec"),
+    (Flags::MNT_NOSYMFOLLOW, c"nosymfollow"),
+];
 
 /// The file system is mounted at `at`, which for the kernel's lookup is a path like any other: relative
 /// to the present directory, links followed.
@@ -135,7 +146,7 @@ impl From<&libc::statfs> for Entry {
             kind: String::from_utf8_lossy(&text(&found.f_fstypename)).into_owned(),
             from: OsString::from_vec(text(&found.f_mntfromname)),
             at: PathBuf::from(OsString::from_vec(text(&found.f_mntonname))),
-            read_only: found.f_flags & READ_ONLY != 0,
+            flags: found.f_flags,
         }
     }
 }
@@ -151,9 +162,6 @@ const _: () = {
     assert!(libc::KINFO_FILE_SIZE == 1392 && size_of::<libc::kinfo_file>() == 1392);
     assert!(offset_of!(libc::kinfo_file, kf_path) == 368);
 };
-
-/// `MNT_RDONLY` of `sys/mount.h`.
-const READ_ONLY: u64 = 1;
 
 /// The text in a buffer that ends with a zero byte, or is full.
 fn text(buffer: &[c_char]) -> Vec<u8> {

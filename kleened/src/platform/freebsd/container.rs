@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use kleened_api::mount::MountOptions;
 use kleened_sys::fs::{make_directory_in_root, resolve_in_root};
 use kleened_sys::nmount::{self, FileSystemId, Flags};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -31,6 +32,8 @@ const SECRET: &str = "geom.ctl";
 struct Part<'s> {
     mount: &'s Mount,
     source: Source,
+    /// What the mount has.
+    flags: Flags,
     /// Where it really is on the host.
     path: PathBuf,
     /// What is mounted below it on the host, where, those above before those below.
@@ -92,6 +95,7 @@ impl<'s> Part<'s> {
                 Some(_) => Err(error),
             })
             .map_err(|e| failed(mount, format!("can't say where the source is: {e}")))?;
+        let flags = flags(mount, &below);
         let below = table.iter().filter(|entry| entry.at.starts_with(&path) && entry.at != path);
         // Snapshots are mounted when somebody looks at them.
         // The host's devices and processes are not for containers.
@@ -101,12 +105,25 @@ impl<'s> Part<'s> {
         let mut children: Vec<_> = below.map(|entry| entry.at.clone()).collect();
         children.sort_unstable();
         children.dedup();
-        Ok(Self { mount, source, path, children })
+        Ok(Self { mount, source, flags, path, children })
     }
+}
 
-    fn flags(&self) -> Flags {
-        if self.mount.read_only { Flags::MNT_RDONLY } else { Flags::empty() }
+/// What a mount of something on the file system `source` has.
+///
+/// A nullfs doesn't ask the file system that it shows whether a program may be executed, and as whom.
+fn flags(mount: &Mount, source: &nmount::Entry) -> Flags {
+    let MountOptions { nosuid, noexec, nosymfollow } = mount.options;
+    let mut flags = Flags::empty();
+    flags.set(Flags::MNT_RDONLY, mount.read_only);
+    for (flag, given) in [
+        (Flags::MNT_NOSUID, nosuid),
+        (Flags::MNT_NOEXEC, noexec),
+        (Flags::MNT_NOSYMFOLLOW, nosymfollow),
+    ] {
+        flags.set(flag, given || source.has(flag));
     }
+    flags
 }
 
 /// The file system is on the directory, however that is called now; the answer is where that is.
@@ -182,7 +199,7 @@ fn mount_all(root: BorrowedFd<'_>, root_path: &Path, parts: &[Part<'_>]) -> Resu
             return Err(fail("another mount, or the root, is on the same place".into()));
         }
         let at = if part.source.is_directory {
-            mount_on(place.as_fd(), c"nullfs", &part.path, &[], part.flags())
+            mount_on(place.as_fd(), c"nullfs", &part.path, &[], part.flags)
                 .map_err(|e| fail(format!("the kernel refuses it: {e}")))?
         } else {
             mount_file(part, (root, root_path), &place).map_err(|e| fail(refusal(&e)))?
@@ -190,7 +207,7 @@ fn mount_all(root: BorrowedFd<'_>, root_path: &Path, parts: &[Part<'_>]) -> Resu
         // The word of the kernel on what is there now.
         let there = resolve_in_root(root, &part.mount.destination, OFlags::PATH);
         let there = there.map_err(|e| fail(format!("can't look at what was mounted: {e}")))?;
-        let found = check(&there, below.id, &at, &part.source.file)
+        let found = check(&there, below.id, &at, (&part.source.file, part.flags))
             .map_err(|e| fail(format!("can't look at what was mounted: {e}")))?
             .ok_or_else(|| fail("something else is on the destination".into()))?;
         made.push(found);
@@ -205,14 +222,17 @@ fn mount_all(root: BorrowedFd<'_>, root_path: &Path, parts: &[Part<'_>]) -> Resu
 }
 
 /// The file system that `there` is on, if it is a nullfs that was not there before, in the right place,
-/// and shows the source.
+/// shows the source, and has the flags.
 fn check(
     there: &OwnedFd,
     before: FileSystemId,
     at: &Path,
-    source: &OwnedFd,
+    (source, flags): (&OwnedFd, Flags),
 ) -> io::Result<Option<FileSystemId>> {
     let mount = nmount::of_file(there)?;
+    if !mount.has(flags) {
+        return Err(io::Error::other("the kernel has not taken all of its options"));
+    }
     let is_new = mount.kind == "nullfs" && mount.id != before;
     let is_there = mount.at == at;
     let is_source = rustix::fs::fstat(there)?.st_ino == rustix::fs::fstat(source)?.st_ino;
@@ -227,9 +247,10 @@ fn mount_child(part: &Part<'_>, top: &OwnedFd, child: &Path) -> io::Result<FileS
     let before = nmount::of_file(&place)?.id;
     let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let source = rustix::fs::open(child, open, Mode::empty())?;
-    let at = mount_on(place.as_fd(), c"nullfs", child, &[], part.flags())?;
+    let of_mount = self::flags(part.mount, &nmount::of_file(&source)?);
+    let at = mount_on(place.as_fd(), c"nullfs", child, &[], of_mount)?;
     let there = resolve_in_root(top.as_fd(), relative, flags)?;
-    let found = check(&there, before, &at, &source)?;
+    let found = check(&there, before, &at, (&source, of_mount))?;
     found.ok_or_else(|| io::Error::other("something else is in its place"))
 }
 
@@ -258,7 +279,7 @@ fn mount_file(
     let at = nmount::path_of(&dir)?.join(name);
     let before = nmount::table()?;
     rustix::process::fchdir(&dir)?;
-    let mounted = nmount::mount(c"nullfs", &part.path, Path::new(name), &[], part.flags());
+    let mounted = nmount::mount(c"nullfs", &part.path, Path::new(name), &[], part.flags);
     rustix::process::chdir("/")?;
     mounted?;
     let mut made = nmount::table()?;

@@ -84,7 +84,7 @@ pub(super) fn mounts(root: &Path) -> io::Result<Vec<MountEntry>> {
     let root = std::fs::canonicalize(root)?;
     let inside = |entry: nmount::Entry| {
         let destination = Path::new("/").join(entry.at.strip_prefix(&root).ok()?);
-        Some(MountEntry { destination, read_only: entry.read_only })
+        Some(MountEntry { destination, read_only: entry.has(nmount::Flags::MNT_RDONLY) })
     };
     Ok(below(&root)?.into_iter().filter_map(inside).collect())
 }

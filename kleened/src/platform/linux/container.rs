@@ -4,7 +4,7 @@
 //! Everything is mounted in the container's own mount namespace, by descriptor, and after the host's
 //! root is gone from it: whatever links an image has, there is no way out that a mount could take.
 //! The sources are opened before, on the host. Devices work nowhere but in `/dev`. Set-user-id
-//! programs work, on mounts too, as they do in a jail.
+//! programs work, on mounts too unless they are told otherwise, as they do in a jail.
 
 use std::ffi::CStr;
 use std::io;
@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use kleened_api::container::NetworkDriver;
+use kleened_api::mount::MountOptions;
 use kleened_sys::fs::{ResolveError, make_directory_in_root, resolve_in_root};
 use kleened_sys::mount::{Attributes, attach, clone_tree, mount_id, restrict};
 use kleened_sys::process::Namespaces;
@@ -107,12 +108,9 @@ impl Parts {
 impl Part {
     fn open(mount: &Mount) -> Result<Self, Error> {
         let source = Source::open(mount)?;
-        let mut attributes = Attributes::MOUNT_ATTR_NODEV;
-        if mount.read_only {
-            attributes |= Attributes::MOUNT_ATTR_RDONLY;
-        }
         let tree = clone_tree(&source.file, true).and_then(|tree| {
-            restrict(&tree, attributes, true)?;
+            // All of it, or it fails.
+            restrict(&tree, attributes(mount), true)?;
             Ok(tree)
         });
         let tree = tree.map_err(|error| {
@@ -121,6 +119,16 @@ impl Part {
         })?;
         Ok(Self { mount: mount.clone(), source, tree })
     }
+}
+
+fn attributes(mount: &Mount) -> Attributes {
+    let MountOptions { nosuid, noexec, nosymfollow } = mount.options;
+    let mut attributes = Attributes::MOUNT_ATTR_NODEV;
+    attributes.set(Attributes::MOUNT_ATTR_RDONLY, mount.read_only);
+    attributes.set(Attributes::MOUNT_ATTR_NOSUID, nosuid);
+    attributes.set(Attributes::MOUNT_ATTR_NOEXEC, noexec);
+    attributes.set(Attributes::MOUNT_ATTR_NOSYMFOLLOW, nosymfollow);
+    attributes
 }
 
 /// This process is alone in its namespaces, its root is the container's, and everything is mounted.
