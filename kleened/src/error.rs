@@ -248,6 +248,7 @@ impl Error {
                 platform::Error::Invalid(_)
                 | platform::Error::Mount { .. }
                 | platform::Error::Start { .. } => ErrorCode::Invalid,
+                platform::Error::Busy { .. } => ErrorCode::InUse,
                 platform::Error::NotRunning(_) | platform::Error::Running(_) => {
                     ErrorCode::WrongState
                 }

@@ -51,6 +51,9 @@ enum Command {
     /// Keep a container's process company: the daemon starts itself like this.
     #[command(hide = true)]
     Supervise { dir: PathBuf },
+    /// Change the mounts of a container that runs: the daemon starts itself like this.
+    #[command(hide = true)]
+    ChangeMounts { dir: PathBuf },
 }
 
 /// The exit status for a configuration that can't be used, as `sysexits(3)` has it.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
             }
         }
         Some(Command::Supervise { dir }) => platform::supervise(&dir),
+        Some(Command::ChangeMounts { dir }) => platform::change_mounts(&dir),
     }
 }
 

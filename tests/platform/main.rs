@@ -8,6 +8,7 @@ mod isolation;
 #[cfg(target_os = "freebsd")]
 mod jail;
 mod life;
+mod live;
 mod log;
 mod mounts;
 mod sandbox;

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use crate::sandbox::{Sandbox, mounted};
 
 /// A directory of the host's with a file that names it.
-fn volume(sandbox: &Sandbox, name: &str) -> PathBuf {
+pub(crate) fn volume(sandbox: &Sandbox, name: &str) -> PathBuf {
     let dir = sandbox.host(name);
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("name"), format!("{name}\n")).unwrap();
@@ -23,7 +23,7 @@ fn volume(sandbox: &Sandbox, name: &str) -> PathBuf {
 }
 
 /// A file system of its own is mounted on the directory.
-fn mount_tmpfs(on: &Path) {
+pub(crate) fn mount_tmpfs(on: &Path) {
     let mut mount = std::process::Command::new("mount");
     assert!(mount.args(["-t", "tmpfs", "tmpfs"]).arg(on).status().unwrap().success());
 }
@@ -315,11 +315,11 @@ fn places_are_made_once() {
     assert_eq!(mode & 0o777, 0o700);
 }
 
-type Links = &'static [(&'static str, &'static str)];
+pub(crate) type Links = &'static [(&'static str, &'static str)];
 
 /// Links and files in an image that try to lead a mount out, the destination, and where inside it is
 /// then mounted; nothing where it is refused.
-const HOSTILE: &[(Links, &str, Option<&str>)] = &[
+pub(crate) const HOSTILE: &[(Links, &str, Option<&str>)] = &[
     (&[("data", "/etc")], "/data", Some("etc")),
     (&[("data", "/etc")], "/data/new", Some("etc/new")),
     (&[("data", "../../../../../../../../etc")], "/data", Some("etc")),
@@ -370,7 +370,7 @@ fn no_link_leads_out() {
     }
 }
 
-fn listing(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn listing(dir: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort_unstable();
     paths

@@ -11,6 +11,7 @@ mod jail_param;
 mod limit;
 #[cfg(target_os = "linux")]
 pub mod linux;
+pub mod live;
 mod mountpoint;
 mod program;
 mod stdio;
@@ -51,6 +52,14 @@ pub enum Error {
         /// `SOURCE on DESTINATION`.
         mount: String,
         /// What is wrong and with which path.
+        reason: String,
+    },
+    /// A mount can't be taken away now; it is there as it was.
+    #[error("cannot unmount {mount}: {reason}")]
+    Busy {
+        /// `SOURCE on DESTINATION`.
+        mount: String,
+        /// Who has it, and what to do.
         reason: String,
     },
     /// The process could not be started: no such program, user or directory in the container.
@@ -273,6 +282,24 @@ pub trait Platform: Send + Sync + fmt::Debug {
     /// [`Error::NotRunning`].
     fn mounts(&self, container: &Id) -> Result<Vec<MountEntry>>;
 
+    /// The mount is in the running container, in a place made as [`prepare`](Self::prepare) makes it;
+    /// `others` are the mounts that it has beside. Whatever its processes do to the path meanwhile, the
+    /// mount is there or nowhere. Where it is there already nothing changes: a repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`]; [`Error::Mount`], and then nothing is mounted.
+    fn attach(&self, container: &Id, mount: &Mount, others: &[Mount]) -> Result<()>;
+
+    /// The mount is not in the running container any more, wherever its processes have moved it, nor is
+    /// what is mounted below it because it is so on the host. False where it was not: a repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRunning`]; [`Error::Busy`] where a process has something of it open, or one of the
+    /// `others` is below it; [`Error::Mount`] where something else is in its place. Then it stays.
+    fn detach(&self, container: &Id, mount: &Mount, others: &[Mount]) -> Result<bool>;
+
     /// What the container says that is to be run when it is stopped (`exec.stop`) was run, for at most that
     /// time, and then every process of it was sent SIGTERM. False where it did not run.
     fn terminate(&self, container: &Id, time: Duration) -> Result<bool>;
@@ -324,4 +351,14 @@ pub fn supervise(dir: &Path) -> ExitCode {
     return linux::supervise(dir);
     #[cfg(target_os = "freebsd")]
     return freebsd::supervise(dir);
+}
+
+/// The body of a process that changes the mounts of a running container, which is this program run with
+/// [`live::SUBCOMMAND`] and the directory of the container's first instance.
+#[must_use]
+pub fn change_mounts(dir: &Path) -> ExitCode {
+    #[cfg(target_os = "linux")]
+    return linux::change_mounts(dir);
+    #[cfg(target_os = "freebsd")]
+    return freebsd::change_mounts(dir);
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kleened_sys::fs::{make_directory_in_root, make_file_in_root, resolve_in_root};
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{Error, Mount, Result};
 
@@ -14,6 +15,26 @@ pub(super) fn failed(mount: &Mount, reason: impl Into<String>) -> Error {
     let subpath = mount.subpath.as_deref().map(|path| format!("/{path}")).unwrap_or_default();
     let name = format!("{}{subpath} on {}", mount.source.display(), mount.destination);
     Error::Mount { mount: name, reason: reason.into() }
+}
+
+/// The error for a mount that can't be taken away.
+pub(super) fn busy(mount: &Mount, reason: impl Into<String>) -> Error {
+    match failed(mount, reason) {
+        Error::Mount { mount, reason } => Error::Busy { mount, reason },
+        other => other,
+    }
+}
+
+/// Why the kernel does not take a mount away.
+pub(super) fn refused(error: &io::Error) -> String {
+    match Errno::from_io_error(error) {
+        Some(Errno::BUSY) => {
+            "a process in the container has a file or directory in it open: end it, or \
+                              stop the container"
+                .to_owned()
+        }
+        _ => format!("the kernel refuses it: {error}"),
+    }
 }
 
 /// What a mount shows.

@@ -29,15 +29,15 @@ const MADE_UP: &[&str] = &["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"
 const SECRET: &str = "geom.ctl";
 
 /// A source that was looked at before anything was mounted.
-struct Part<'s> {
+pub(super) struct Part<'s> {
     mount: &'s Mount,
-    source: Source,
+    pub(super) source: Source,
     /// What the mount has.
     flags: Flags,
     /// Where it really is on the host.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// What is mounted below it on the host, where, those above before those below.
-    children: Vec<PathBuf>,
+    pub(super) children: Vec<PathBuf>,
 }
 
 /// Everything is mounted below the container's root. When this fails, some of it may be.
@@ -76,7 +76,7 @@ pub(super) fn build(setup: &Setup, plan: &Plan) -> Result<(), Failure> {
 }
 
 impl<'s> Part<'s> {
-    fn open(mount: &'s Mount, table: &[nmount::Entry]) -> Result<Self, Error> {
+    pub(super) fn open(mount: &'s Mount, table: &[nmount::Entry]) -> Result<Self, Error> {
         let source = Source::open(mount)?;
         let below = nmount::of_file(&source.file)
             .map_err(|e| failed(mount, format!("can't look at the source: {e}")))?;
@@ -177,48 +177,58 @@ fn check_devices(root: BorrowedFd<'_>, ruleset: i32) -> Result<(), Error> {
 }
 
 fn mount_all(root: BorrowedFd<'_>, root_path: &Path, parts: &[Part<'_>]) -> Result<(), Error> {
-    let own = stat(root).map_err(|error| Error::io("look at", "the root", error))?;
     let mut made: Vec<FileSystemId> = Vec::new();
     for part in parts {
-        let fail = |reason: String| failed(part.mount, reason);
         let place = part.source.place(root, part.mount)?;
-        let look = || -> io::Result<_> {
-            Ok((nmount::of_file(&place)?, nmount::path_of(&place).ok(), stat(place.as_fd())?))
-        };
-        let (below, path, here) =
-            look().map_err(|e| fail(format!("can't look at the destination: {e}")))?;
-        if MADE_UP.contains(&below.kind.as_str()) {
-            let seen = below.at.strip_prefix(root_path).unwrap_or(&below.at);
-            return Err(fail(format!(
-                "nothing can be mounted in /{} of a container",
-                seen.display()
-            )));
-        }
-        let is_mounted = path.is_some_and(|path| path == below.at) && made.contains(&below.id);
-        if is_mounted || here == own {
-            return Err(fail("another mount, or the root, is on the same place".into()));
-        }
-        let at = if part.source.is_directory {
-            mount_on(place.as_fd(), c"nullfs", &part.path, &[], part.flags)
-                .map_err(|e| fail(format!("the kernel refuses it: {e}")))?
-        } else {
-            mount_file(part, (root, root_path), &place).map_err(|e| fail(refusal(&e)))?
-        };
-        // The word of the kernel on what is there now.
-        let there = resolve_in_root(root, &part.mount.destination, OFlags::PATH);
-        let there = there.map_err(|e| fail(format!("can't look at what was mounted: {e}")))?;
-        let found = check(&there, below.id, &at, (&part.source.file, part.flags))
-            .map_err(|e| fail(format!("can't look at what was mounted: {e}")))?
-            .ok_or_else(|| fail("something else is on the destination".into()))?;
-        made.push(found);
-        for child in &part.children {
-            let id = mount_child(part, &there, child).map_err(|error| {
-                fail(format!("{}, which is mounted in it: {error}", child.display()))
-            })?;
-            made.push(id);
-        }
+        made.extend(mount_at(root, root_path, part, &place, &made)?);
     }
     Ok(())
+}
+
+/// The mount, with those below it, is on its place, where its destination still leads then; the answer is
+/// what was mounted. Nothing of `made` may be there. When this fails, some of it may be mounted.
+pub(super) fn mount_at(
+    root: BorrowedFd<'_>,
+    root_path: &Path,
+    part: &Part<'_>,
+    place: &OwnedFd,
+    made: &[FileSystemId],
+) -> Result<Vec<FileSystemId>, Error> {
+    let own = stat(root).map_err(|error| Error::io("look at", "the root", error))?;
+    let fail = |reason: String| failed(part.mount, reason);
+    let look = || -> io::Result<_> {
+        Ok((nmount::of_file(place)?, nmount::path_of(place).ok(), stat(place.as_fd())?))
+    };
+    let (below, path, here) =
+        look().map_err(|e| fail(format!("can't look at the destination: {e}")))?;
+    if MADE_UP.contains(&below.kind.as_str()) {
+        let seen = below.at.strip_prefix(root_path).unwrap_or(&below.at);
+        return Err(fail(format!("nothing can be mounted in /{} of a container", seen.display())));
+    }
+    let is_mounted = path.is_some_and(|path| path == below.at) && made.contains(&below.id);
+    if is_mounted || here == own {
+        return Err(fail("another mount, or the root, is on the same place".into()));
+    }
+    let at = if part.source.is_directory {
+        mount_on(place.as_fd(), c"nullfs", &part.path, &[], part.flags)
+            .map_err(|e| fail(format!("the kernel refuses it: {e}")))?
+    } else {
+        mount_file(part, (root, root_path), place).map_err(|e| fail(refusal(&e)))?
+    };
+    // The word of the kernel on what is there now.
+    let there = resolve_in_root(root, &part.mount.destination, OFlags::PATH);
+    let there = there.map_err(|e| fail(format!("can't look at what was mounted: {e}")))?;
+    let found = check(&there, below.id, &at, (&part.source.file, part.flags))
+        .map_err(|e| fail(format!("can't look at what was mounted: {e}")))?
+        .ok_or_else(|| fail("something else is on the destination".into()))?;
+    let mut made = vec![found];
+    for child in &part.children {
+        let id = mount_child(part, &there, child).map_err(|error| {
+            fail(format!("{}, which is mounted in it: {error}", child.display()))
+        })?;
+        made.push(id);
+    }
+    Ok(made)
 }
 
 /// The file system that `there` is on, if it is a nullfs that was not there before, in the right place,
@@ -240,7 +250,11 @@ fn check(
 }
 
 /// What is mounted below the source on the host is mounted at the same place below the mount.
-fn mount_child(part: &Part<'_>, top: &OwnedFd, child: &Path) -> io::Result<FileSystemId> {
+pub(super) fn mount_child(
+    part: &Part<'_>,
+    top: &OwnedFd,
+    child: &Path,
+) -> io::Result<FileSystemId> {
     let relative = child.strip_prefix(&part.path).map_err(io::Error::other)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let place = resolve_in_root(top.as_fd(), relative, flags)?;

@@ -6,12 +6,14 @@
 //! | its mounts | the host's, below the root: they are made before it, and unmounted after it |
 //! | its end | when its last process has ended; it is created with `persist`, which is taken away when the first process runs |
 //!
-//! `cage` is a jail with what belongs to it, `container` mounts what is in it, `process` turns a process into
-//! a program in it, `start` is the supervisor's part, and this file is the daemon's. FreeBSD 14 is needed.
+//! `cage` is a jail with what belongs to it, `container` mounts what is in it, `live` changes that while it runs,
+//! `process` turns a process into a program in it, `start` is the supervisor's part, and this file is the
+//! daemon's. FreeBSD 14 is needed.
 
 mod cage;
 mod container;
 mod kernel;
+mod live;
 mod process;
 mod start;
 
@@ -31,6 +33,7 @@ use rustix::process::Signal;
 
 use super::jail_param::{self, Hook, Plan};
 use super::limit::Limit;
+use super::live::{Change, Verb};
 use super::supervisor::wire::{self, Kind};
 use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
 use super::{
@@ -67,6 +70,11 @@ impl FreeBsd {
             None => std::env::current_exe().map_err(|e| Error::io("find", "this program", e))?,
         };
         Ok(Self { run_dir: RunDir::open(run_dir)?, program })
+    }
+
+    fn change(&self, verb: Verb, container: &Id, mount: &Mount, others: &[Mount]) -> Result<bool> {
+        let change = Change { verb, mount: mount.clone(), others: others.to_vec() };
+        super::live::ask(&self.run_dir, self.program.as_os_str(), container, &change)
     }
 
     /// Where the container runs: the instance of its first process, and its jail.
@@ -195,6 +203,14 @@ impl Platform for FreeBsd {
         let setup = self.run_dir.setup(&first)?.ok_or_else(not_running)?;
         kernel::mounts(&setup.root)
             .map_err(|e| Error::io("list the mounts of", format_args!("container {container}"), e))
+    }
+
+    fn attach(&self, container: &Id, mount: &Mount, others: &[Mount]) -> Result<()> {
+        self.change(Verb::Attach, container, mount, others).map(drop)
+    }
+
+    fn detach(&self, container: &Id, mount: &Mount, others: &[Mount]) -> Result<bool> {
+        self.change(Verb::Detach, container, mount, others)
     }
 
     fn terminate(&self, container: &Id, time: Duration) -> Result<bool> {
@@ -358,4 +374,9 @@ fn wait_for_exit(mut supervisor: UnixStream, time: Duration) -> io::Result<bool>
 /// See [`super::supervise`].
 pub(super) fn supervise(dir: &Path) -> ExitCode {
     supervisor::main(dir, start::start)
+}
+
+/// See [`super::change_mounts`].
+pub(super) fn change_mounts(dir: &Path) -> ExitCode {
+    super::live::main(dir, live::change)
 }

@@ -71,12 +71,13 @@ pub(super) struct Parts {
     mounts: Vec<Part>,
 }
 
+/// What is opened on the host for a mount.
 #[derive(Debug)]
-struct Part {
+pub(super) struct Part {
     mount: Mount,
-    source: Source,
-    /// The mount, attached nowhere.
-    tree: OwnedFd,
+    pub(super) source: Source,
+    /// The mount, attached nowhere yet.
+    pub(super) tree: OwnedFd,
 }
 
 impl Parts {
@@ -106,7 +107,7 @@ impl Parts {
 }
 
 impl Part {
-    fn open(mount: &Mount) -> Result<Self, Error> {
+    pub(super) fn open(mount: &Mount) -> Result<Self, Error> {
         let source = Source::open(mount)?;
         let tree = clone_tree(&source.file, true).and_then(|tree| {
             // All of it, or it fails.
@@ -267,42 +268,52 @@ fn open_below(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// Every mount is where it belongs, those above before those below.
+/// Every mount is where it belongs, those above before those below. Pid 1 ends where this fails, and with
+/// it all that was mounted.
 fn mount_all(root: BorrowedFd<'_>, mut mounts: Vec<Part>) -> Result<(), Error> {
     mounts.sort_by_cached_key(|part| real_path(root, &part.mount.destination, path_of));
     let mut made = vec![id(root).map_err(|error| Error::io("look at", "the root", error))?];
     for part in &mounts {
-        let fail = |reason: String| failed(&part.mount, reason);
         let place = part.source.place(root, &part.mount)?;
-        let look = |place: BorrowedFd<'_>| -> io::Result<_> {
-            Ok((mount_id(place)?, rustix::fs::fstatfs(place)?.f_type == PROC))
-        };
-        let (below, in_proc) =
-            look(place.as_fd()).map_err(|e| fail(format!("can't look at the destination: {e}")))?;
-        if in_proc {
-            return Err(fail("nothing can be mounted in /proc of a container".into()));
-        }
-        if below.is_root && made.contains(&below.id) {
-            return Err(fail("another mount, or the root, is on the same place".into()));
-        }
-        attach(&part.tree, &place).map_err(|e| fail(format!("the kernel refuses it: {e}")))?;
-        // The word of the kernel on what is there now. Pid 1 ends if it is anything else, and with it
-        // all that was mounted.
-        let there = resolve_in_root(root, &part.mount.destination, OFlags::PATH);
-        let same = there.and_then(|there| {
-            let (wanted, there) = (id(part.tree.as_fd())?, mount_id(there)?);
-            Ok((wanted == there.id && there.is_root).then_some(wanted))
-        });
-        match same {
-            Ok(Some(id)) => made.push(id),
-            Ok(None) => return Err(fail("something else is on the destination".into())),
-            Err(error) => return Err(fail(format!("can't look at what was mounted: {error}"))),
-        }
+        made.push(mount_at(root, part, &place, &made)?);
     }
     Ok(())
 }
 
-fn id(file: BorrowedFd<'_>) -> io::Result<u64> {
+/// The mount is on its place, where its destination still leads then; the answer is its number. Nothing of
+/// `made` may be there. When this fails, it may be mounted somewhere inside the root.
+pub(super) fn mount_at(
+    root: BorrowedFd<'_>,
+    part: &Part,
+    place: &OwnedFd,
+    made: &[u64],
+) -> Result<u64, Error> {
+    let fail = |reason: String| failed(&part.mount, reason);
+    let look =
+        || -> io::Result<_> { Ok((mount_id(place)?, rustix::fs::fstatfs(place)?.f_type == PROC)) };
+    let (below, in_proc) =
+        look().map_err(|e| fail(format!("can't look at the destination: {e}")))?;
+    if in_proc {
+        return Err(fail("nothing can be mounted in /proc of a container".into()));
+    }
+    if below.is_root && made.contains(&below.id) {
+        return Err(fail("another mount, or the root, is on the same place".into()));
+    }
+    attach(&part.tree, place).map_err(|e| fail(format!("the kernel refuses it: {e}")))?;
+    // The word of the kernel on what is there now.
+    let there = resolve_in_root(root, &part.mount.destination, OFlags::PATH);
+    let same = there.and_then(|there| {
+        let (wanted, there) = (id(part.tree.as_fd())?, mount_id(there)?);
+        Ok((wanted == there.id && there.is_root).then_some(wanted))
+    });
+    match same {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(fail("something else is on the destination".into())),
+        Err(error) => Err(fail(format!("can't look at what was mounted: {error}"))),
+    }
+}
+
+pub(super) fn id(file: BorrowedFd<'_>) -> io::Result<u64> {
     mount_id(file).map(|found| found.id)
 }
 

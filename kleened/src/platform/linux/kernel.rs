@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,21 +74,57 @@ pub(super) fn root(pid: i32) -> io::Result<OwnedFd> {
 /// `/proc/PID/mountinfo`, `proc_pid_mountinfo(5)`.
 pub(super) fn mounts(process: impl Display) -> io::Result<Vec<MountEntry>> {
     let text = std::fs::read(format!("/proc/{process}/mountinfo"))?;
-    let entries = text.split(|byte| *byte == b'\n').filter_map(mount);
+    let entries = table(&text).into_iter().map(|mounted| mounted.entry);
     Ok(entries.filter(|entry| entry.destination.as_os_str() != "/").collect())
 }
 
+/// A line of a mount table.
+#[derive(Debug)]
+pub(super) struct Mounted {
+    /// The kernel's number.
+    pub(super) id: u64,
+    /// What is mounted: the device, and the path in its file system.
+    pub(super) shown: (String, PathBuf),
+    pub(super) entry: MountEntry,
+}
+
+/// A mount table.
+pub(super) fn table(text: &[u8]) -> Vec<Mounted> {
+    text.split(|byte| *byte == b'\n').filter_map(mount).collect()
+}
+
+/// What would be [shown](Mounted::shown) of a mount of the open file.
+pub(super) fn shown(file: &OwnedFd) -> io::Result<(String, PathBuf)> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let id = kleened_sys::mount::mount_id(file)?.id;
+    let table = table(&std::fs::read("/proc/thread-self/mountinfo")?);
+    let found = table.into_iter().find(|mounted| mounted.id == id);
+    let Mounted { shown: (device, root), entry, .. } = found.ok_or(io::ErrorKind::NotFound)?;
+    let inside = path.strip_prefix(&entry.destination).map_err(io::Error::other)?;
+    // Without a slash at the end.
+    Ok((device, root.components().chain(inside.components()).collect()))
+}
+
 /// A line `ID PARENT DEVICE ROOT DESTINATION OPTIONS [FIELD…] - TYPE SOURCE OPTIONS`.
-fn mount(line: &[u8]) -> Option<MountEntry> {
+fn mount(line: &[u8]) -> Option<Mounted> {
     use std::os::unix::ffi::OsStringExt;
     let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
     let separator = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
     let read_only = |index: usize| {
         fields.get(index).is_some_and(|options| options.split(|b| *b == b',').any(|o| o == b"ro"))
     };
-    Some(MountEntry {
-        destination: PathBuf::from(std::ffi::OsString::from_vec(unescape(fields.get(4)?))),
-        read_only: read_only(5) || read_only(separator + 3),
+    let path = |index: usize| {
+        let field = fields.get(index)?;
+        Some(PathBuf::from(std::ffi::OsString::from_vec(unescape(field))))
+    };
+    let text = |index: usize| str::from_utf8(fields.get(index)?).ok();
+    Some(Mounted {
+        id: text(0)?.parse().ok()?,
+        shown: (text(2)?.to_owned(), path(3)?),
+        entry: MountEntry {
+            destination: path(4)?,
+            read_only: read_only(5) || read_only(separator + 3),
+        },
     })
 }
 
@@ -121,13 +157,14 @@ mod tests {
     fn a_line_of_the_mount_table() {
         let line =
             br"36 35 98:0 /mnt1 /mnt\0402\134 rw,noatime master:1 - ext3 /dev/root rw,errors=x";
-        let entry = mount(line).unwrap();
+        let Mounted { id, shown, entry } = mount(line).unwrap();
+        assert_eq!((id, shown), (36, ("98:0".to_owned(), "/mnt1".into())));
         assert_eq!((entry.destination.to_str(), entry.read_only), (Some(r"/mnt 2\"), false));
         let line = b"36 35 98:0 / /data ro,noatime - ext3 /dev/root rw";
-        assert!(mount(line).unwrap().read_only);
+        assert!(mount(line).unwrap().entry.read_only);
         let line = b"36 35 98:0 / /data rw,noatime shared:5 master:2 - ext3 /dev/root ro";
-        assert!(mount(line).unwrap().read_only);
-        assert_eq!(mount(b""), None);
+        assert!(mount(line).unwrap().entry.read_only);
+        assert!(mount(b"").is_none());
     }
 
     #[test]

@@ -6,11 +6,12 @@
 //! | net | with the network driver `disabled`, which has nothing but a loopback interface |
 //! | user, cgroup | never: the superuser inside is the one outside, with fewer capabilities |
 //!
-//! `container` makes a container from inside, `process` turns a process into a program, `start` is
-//! the supervisor's part of both, and this file is the daemon's. Linux 5.12 is needed.
+//! `container` makes a container from inside, `live` changes the mounts of one that runs, `process` turns a
+//! process into a program, `start` is the supervisor's part of both, and this file is the daemon's. Linux 5.12 is needed.
 
 mod container;
 mod kernel;
+mod live;
 mod process;
 mod start;
 
@@ -29,6 +30,7 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
+use super::live::{Change, Verb};
 use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
 use super::{Error, Exited, Launch, Mount, MountEntry, Platform, Result, Running, mountpoint};
 
@@ -58,6 +60,16 @@ impl Linux {
             sealed => sealed.map_err(|e| Error::io("open", program.display(), e))?,
         };
         Ok(Self { run_dir: RunDir::open(run_dir)?, program: sealed })
+    }
+
+    /// The program, as a path by which this process's children can execute it.
+    fn program(&self) -> OsString {
+        format!("/proc/self/fd/{}", self.program.as_raw_fd()).into()
+    }
+
+    fn change(&self, verb: Verb, container: &Id, mount: &Mount, others: &[Mount]) -> Result<bool> {
+        let change = Change { verb, mount: mount.clone(), others: others.to_vec() };
+        super::live::ask(&self.run_dir, &self.program(), container, &change)
     }
 
     /// Every process of the container is gone, by SIGKILL.
@@ -131,8 +143,7 @@ impl Platform for Linux {
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        let program = OsString::from(format!("/proc/self/fd/{}", self.program.as_raw_fd()));
-        supervisor::spawn(&self.run_dir, &program, launch)
+        supervisor::spawn(&self.run_dir, &self.program(), launch)
     }
 
     fn connect(&self, instance: &Id) -> Result<Option<UnixStream>> {
@@ -173,6 +184,14 @@ impl Platform for Linux {
         look()
             .map_err(|e| Error::io("list the mounts of", format_args!("container {container}"), e))?
             .ok_or_else(not_running)
+    }
+
+    fn attach(&self, container: &Id, mount: &Mount, others: &[Mount]) -> Result<()> {
+        self.change(Verb::Attach, container, mount, others).map(drop)
+    }
+
+    fn detach(&self, container: &Id, mount: &Mount, others: &[Mount]) -> Result<bool> {
+        self.change(Verb::Detach, container, mount, others)
     }
 
     fn terminate(&self, container: &Id, _time: Duration) -> Result<bool> {
@@ -280,4 +299,9 @@ fn copy_to_memory(program: &Path) -> io::Result<OwnedFd> {
 /// See [`super::supervise`].
 pub(super) fn supervise(dir: &Path) -> ExitCode {
     supervisor::main(dir, start::start)
+}
+
+/// See [`super::change_mounts`].
+pub(super) fn change_mounts(dir: &Path) -> ExitCode {
+    super::live::main(dir, live::change)
 }

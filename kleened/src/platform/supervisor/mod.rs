@@ -19,6 +19,7 @@ use kleened_sys::process::Fork;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub mod log;
@@ -95,6 +96,7 @@ pub(crate) enum Failure {
     NotRunning(Id),
     Running(Id),
     Mount { mount: String, reason: String },
+    Busy { mount: String, reason: String },
     Start { program: String, reason: String, exit_code: i32 },
     Unsupported(String),
     Io { what: String, errno: Option<i32> },
@@ -107,6 +109,7 @@ impl From<Error> for Failure {
             Error::NotRunning(id) => Self::NotRunning(id),
             Error::Running(id) => Self::Running(id),
             Error::Mount { mount, reason } => Self::Mount { mount, reason },
+            Error::Busy { mount, reason } => Self::Busy { mount, reason },
             Error::Start { program, reason, exit_code } => {
                 Self::Start { program, reason, exit_code }
             }
@@ -121,13 +124,14 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// The error again, met when a process was started in `container`.
-    pub(crate) fn into_error(self, container: &Id) -> Error {
+    /// The error again, met when `verb` was tried on `container`.
+    pub(crate) fn into_error(self, verb: &'static str, container: &Id) -> Error {
         match self {
             Self::Invalid(text) => Error::Invalid(text),
             Self::NotRunning(id) => Error::NotRunning(id),
             Self::Running(id) => Error::Running(id),
             Self::Mount { mount, reason } => Error::Mount { mount, reason },
+            Self::Busy { mount, reason } => Error::Busy { mount, reason },
             Self::Start { program, reason, exit_code } => {
                 Error::Start { program, reason, exit_code }
             }
@@ -135,23 +139,19 @@ impl Failure {
             Self::Io { what, errno } => {
                 let source = match errno {
                     Some(errno) => io::Error::from_raw_os_error(errno),
-                    None => io::Error::other("the supervisor failed"),
+                    None => io::Error::other("the process that was to do it failed"),
                 };
-                Error::io(
-                    "start a process in",
-                    format_args!("container {container}: {what}"),
-                    source,
-                )
+                Error::io(verb, format_args!("container {container}: {what}"), source)
             }
         }
     }
 }
 
-/// How long a supervisor may take to answer. It has limits of its own, which are shorter.
+/// How long a process may take to answer. It has limits of its own, which are shorter.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
 
-/// What a supervisor answers to the daemon, once.
-type Answer = std::result::Result<(), Failure>;
+/// What a process answers to the daemon, once.
+pub(crate) type Answer<T> = std::result::Result<T, Failure>;
 
 /// The process of `launch` runs under a supervisor, which is `program` with [`SUBCOMMAND`].
 ///
@@ -160,25 +160,43 @@ type Answer = std::result::Result<(), Failure>;
 /// What the supervisor says; then nothing is left of it.
 pub(crate) fn spawn(run_dir: &RunDir, program: &OsStr, launch: &Launch) -> Result<()> {
     let instance = run_dir.create(launch)?;
-    let answered = ask(program, instance.path()).unwrap_or_else(|error| {
-        Err(Failure::Io {
-            what: format!("cannot run the supervisor: {error}"),
-            errno: error.raw_os_error(),
-        })
-    });
-    answered.map_err(|failure| {
+    ask(program, SUBCOMMAND, instance.path(), &[]).map_err(|failure| {
         // The reason counts, not what is left of the attempt: `release` clears that away.
         let _ = run_dir.remove(&launch.instance);
-        failure.into_error(&launch.container)
+        failure.into_error("start a process in", &launch.container)
     })
 }
 
-/// Starts a supervisor and waits for its answer, which comes as its output.
-fn ask(program: &OsStr, dir: &Path) -> io::Result<Answer> {
+/// Starts this program as a process of another kind, and waits for its answer.
+pub(crate) fn ask<T: DeserializeOwned>(
+    program: &OsStr,
+    subcommand: &str,
+    dir: &Path,
+    input: &[u8],
+) -> Answer<T> {
+    ask_process(program, subcommand, dir, input).unwrap_or_else(|error| {
+        Err(Failure::Io {
+            what: format!("cannot run '{subcommand}': {error}"),
+            errno: error.raw_os_error(),
+        })
+    })
+}
+
+/// The answer comes as the process's output.
+fn ask_process<T: DeserializeOwned>(
+    program: &OsStr,
+    subcommand: &str,
+    dir: &Path,
+    input: &[u8],
+) -> io::Result<Answer<T>> {
     let mut command = Command::new(program);
-    command.arg0("kleened").arg(SUBCOMMAND).arg(dir).env_clear().current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.arg0("kleened").arg(subcommand).arg(dir).env_clear().current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn()?;
+    if let Some(mut to) = child.stdin.take() {
+        // One that does not read it has another reason to fail, which it says.
+        let _ = to.write_all(input);
+    }
     let answer = child.stdout.take().map(|output| read_all(output.into(), ANSWER_TIME));
     // It has detached itself long ago, or never will.
     let _ = child.kill();
@@ -227,7 +245,7 @@ pub(crate) fn main<G: Guest>(dir: &Path, start: Start<G>) -> ExitCode {
             Err(failure) => (Err(failure), None),
         };
         // Where the daemon is gone, the process runs all the same.
-        let _ = answer.write_all(&serde_json::to_vec(&answered.0)?);
+        let _ = answer.write_all(&serde_json::to_vec::<Answer<()>>(&answered.0)?);
         drop(answer);
         match answered.1 {
             Some(supervision) => supervision.go_on(),
@@ -253,6 +271,20 @@ fn detach() -> io::Result<std::fs::File> {
     Ok(answer.into())
 }
 
+/// The instance that has this directory, with the directory of all.
+pub(crate) fn open_instance(dir: &Path) -> Result<(RunDir, Id, Instance)> {
+    let missing = || not_found(dir);
+    let run_dir = RunDir::open(dir.parent().ok_or_else(missing)?)?;
+    let name = dir.file_name().and_then(OsStr::to_str);
+    let id: Id = name.and_then(|name| name.parse().ok()).ok_or_else(missing)?;
+    let instance = run_dir.instance(&id)?.ok_or_else(missing)?;
+    Ok((run_dir, id, instance))
+}
+
+fn not_found(dir: &Path) -> Error {
+    Error::io("open", dir.display(), io::ErrorKind::NotFound)
+}
+
 /// A supervisor whose process runs.
 struct Supervision<G> {
     instance: Instance,
@@ -265,11 +297,8 @@ struct Supervision<G> {
 
 impl<G: Guest> Supervision<G> {
     fn begin(dir: &Path, start: Start<G>) -> std::result::Result<Self, Failure> {
-        let missing = || Error::io("open", dir.display(), io::ErrorKind::NotFound);
-        let run_dir = RunDir::open(dir.parent().ok_or_else(missing)?)?;
-        let name = dir.file_name().and_then(OsStr::to_str);
-        let id = name.and_then(|name| name.parse().ok()).ok_or_else(missing)?;
-        let instance = run_dir.instance(&id)?.ok_or_else(missing)?;
+        let missing = || not_found(dir);
+        let (run_dir, id, instance) = open_instance(dir)?;
         let lock = run_dir.lock_instance(&instance)?.ok_or_else(missing)?;
         let launch = instance.launch()?.ok_or_else(missing)?;
         let listener = instance.listen()?;

@@ -222,6 +222,13 @@ impl Instance {
         self.read(EXIT)
     }
 
+    /// Nobody else changes the container's mounts until this is dropped, also where the daemon that asked
+    /// for it was killed.
+    pub(crate) fn lock_mounts(&self) -> Result<()> {
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&self.dir, FlockOperation::LockExclusive))
+            .map_err(|errno| Error::io("lock", self.path.display(), errno))
+    }
+
     pub(crate) fn set_exited(&self, exited: &Exited) -> Result<()> {
         self.write(EXIT, exited)
     }
