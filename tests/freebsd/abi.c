@@ -96,6 +96,7 @@ SAME(offsetof(struct kinfo_proc, ki_pid), 72);
 SAME(offsetof(struct kinfo_proc, ki_stat), 388);
 SAME(offsetof(struct kinfo_proc, ki_jid), 592);
 SAME(CLOSE_RANGE_CLOEXEC, 1 << 2);
+TYPE(setfib, int (*)(int));
 
 /* kleened/sys/src/watch.rs: kqueue(2), <sys/event.h> */
 SAME(EVFILT_PROC, -5);

@@ -166,6 +166,122 @@ fn commands_at_the_beginning_and_the_end() {
 }
 
 #[test]
+fn commands_of_the_host_know_the_jail() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let file = sandbox.host("known");
+    let say = format!("exec.created=echo $JID $JNAME $JPATH > {}", file.display());
+    // What is mounted is there before the jail is.
+    let look = "exec.prestart=test -c \"$JPATH/dev/null\" && test -z \"$JID\"";
+    let mut launch = with(&sandbox, &["cat"], &[&say, look]);
+    launch.process.stdin = true;
+    let client = sandbox.attach(&launch).unwrap();
+    let jid = sandbox.platform.running().unwrap()[0].jid;
+    let known = format!("{jid} {} {}\n", sandbox.container, sandbox.root().display());
+    assert_eq!(fs::read_to_string(file).unwrap(), known);
+    client.end();
+}
+
+/// What a command of the host's says.
+fn host(program: &str, arguments: &[&str]) -> String {
+    let done = Command::new(program).args(arguments).output().unwrap();
+    let errors = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{program} {arguments:?}: {errors}");
+    String::from_utf8(done.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn an_interface_has_the_address_as_long_as_the_jail_is_there() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let has = || host("/sbin/ifconfig", &["lo0", "inet"]).contains("127.75.1.2 ");
+    assert!(!has());
+    for given in [&["ip4.addr=lo0|127.75.1.2/32"][..], &["interface=lo0", "ip4.addr=127.75.1.2"]] {
+        let mut launch = with(&sandbox, &["cat"], given);
+        launch.process.stdin = true;
+        let mut client = sandbox.attach(&launch).unwrap();
+        assert!(has(), "{given:?}");
+        assert_eq!(parameters(&sandbox, &["ip4.addr"]), "127.75.1.2");
+        client.send(Kind::STDIN, b"");
+        client.wait_for_end();
+        sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+        assert!(!has(), "{given:?}");
+    }
+    // It is taken away also where the jail can't be made.
+    let given = ["ip4.addr=lo0|127.75.1.2/32", "exec.prestart=exit 3"];
+    sandbox.run_launch(&with(&sandbox, &["true"], &given)).unwrap_err();
+    assert!(!has());
+    let error = sandbox.run_launch(&with(&sandbox, &["true"], &["ip4.addr=nosuch0|127.75.1.2"]));
+    assert!(error.unwrap_err().to_string().contains("nosuch0"));
+}
+
+#[test]
+fn an_interface_is_the_jails() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let made = Command::new("/sbin/ifconfig").args(["epair", "create"]).output().unwrap();
+    if !made.status.success() || host("sysctl", &["-n", "kern.features.vimage"]) != "1" {
+        let why = String::from_utf8_lossy(&made.stderr).into_owned();
+        kleene_tests::mounts::skip("vnet", why);
+        return;
+    }
+    let near = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    let given = format!("vnet.interface={near}");
+    let mut launch = with(&sandbox, &["cat"], &["vnet", &given]);
+    launch.process.stdin = true;
+    let mut client = sandbox.attach(&launch).unwrap();
+    let is_here = || host("/sbin/ifconfig", &["-l"]).split(' ').any(|name| name == near);
+    let gone = !is_here();
+    let inside = sandbox.exec("ifconfig -l").output;
+    client.send(Kind::STDIN, b"");
+    client.wait_for_end();
+    // The kernel gives it back when nothing of the jail is left.
+    kleene_tests::harness::eventually("the interface comes back", is_here);
+    host("/sbin/ifconfig", &[&near, "destroy"]);
+    assert!(gone && inside.split_whitespace().any(|name| name == near), "{gone} {inside}");
+}
+
+#[test]
+fn a_routing_table() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let number: i32 = host("sysctl", &["-n", "net.fibs"]).parse().unwrap();
+    let last = format!("exec.fib={}", number - 1);
+    let mut launch = with(&sandbox, &["sh", "-c", "sysctl -n net.my_fibnum; cat"], &[&last]);
+    launch.process.stdin = true;
+    let mut client = sandbox.attach(&launch).unwrap();
+    client.wait_for(&format!("{}\n", number - 1));
+    assert_eq!(sandbox.exec("sysctl -n net.my_fibnum").output, format!("{}\n", number - 1));
+    client.send(Kind::STDIN, b"");
+    client.wait_for_end();
+    sandbox.platform.release(&sandbox.container, &sandbox.root()).unwrap();
+    let none = format!("exec.fib={number}");
+    let error = sandbox.run_launch(&with(&sandbox, &["true"], &[&none])).unwrap_err();
+    assert!(error.to_string().contains(&format!("net.fibs={}", number + 1)), "{error}");
+}
+
+#[test]
+fn a_dataset_is_the_jails_to_manage() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let place = sandbox.host("dataset");
+    let Some(root) = kleene_tests::pool::Root::at(&place) else {
+        kleene_tests::mounts::skip("zfs", "KLEENE_POOL names no pool");
+        return;
+    };
+    let given = format!("zfs.dataset={}", root.name());
+    let launch = || with(&sandbox, &["cat"], &[&given, "allow.mount", "allow.mount.zfs"]);
+    let error = sandbox.run_launch(&launch()).unwrap_err();
+    assert!(error.to_string().contains("jailed=on"), "{error}");
+    host("zfs", &["set", "jailed=on", root.name()]);
+    let mut launch = launch();
+    launch.process.stdin = true;
+    let client = sandbox.attach(&launch).unwrap();
+    // It is the jail's already.
+    let jid = sandbox.platform.running().unwrap()[0].jid.to_string();
+    let again = Command::new("zfs").args(["jail", &jid, root.name()]).output().unwrap();
+    host("zfs", &["unjail", &jid, root.name()]);
+    client.end();
+    host("zfs", &["set", "jailed=off", root.name()]);
+    assert!(!again.status.success());
+}
+
+#[test]
 fn file_systems_of_the_kernels_own() {
     let Some(sandbox) = Sandbox::new() else { return };
     let kinds = |parameters: &[&str]| {

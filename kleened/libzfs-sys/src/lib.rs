@@ -290,6 +290,8 @@ library! {
 
     // In the libraries of all versions, and in no header that is installed.
     optional fn zfeature_lookup_name(*const c_char, *mut c_int) -> c_int;
+    // FreeBSD.
+    optional fn zfs_jail(*mut zfs_handle, c_int, c_int) -> c_int;
     // OpenZFS 2.2.
     optional fn zfs_iter_filesystems_v2(*mut zfs_handle, c_int, IterFn, *mut c_void) -> c_int;
 }

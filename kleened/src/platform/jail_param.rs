@@ -6,6 +6,8 @@ use std::time::Duration;
 use kleened_api::container::NetworkDriver;
 use kleened_sys::jail::param::{self, BadParameter, Parameter, Table};
 
+use super::jail_address::{self, Alias};
+
 /// How long a command of a hook may take that says nothing else.
 const HOOK_TIME: Duration = Duration::from_secs(120);
 
@@ -30,6 +32,16 @@ pub(super) struct Plan {
     pub(super) user: Option<String>,
     /// Whether the jail gets the addresses of its host name.
     pub(super) ip_hostname: bool,
+    /// The host's interfaces that get addresses of the jail.
+    pub(super) aliases: Vec<Alias>,
+    /// The interface of addresses that name none.
+    interface: Option<String>,
+    /// The host's interfaces that are the jail's.
+    pub(super) vnet_interfaces: Vec<String>,
+    /// The datasets that the jail manages.
+    pub(super) datasets: Vec<String>,
+    /// The routing table of its processes, `setfib(1)`.
+    pub(super) fib: Option<i32>,
     /// How long a command of [`hooks`](Self::hooks) may take.
     pub(super) timeout: Duration,
     hooks: Vec<(Hook, String)>,
@@ -38,9 +50,9 @@ pub(super) struct Plan {
 /// When a command runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
-    /// On the host, before anything is mounted.
+    /// On the host, before anything else.
     Prepare,
-    /// On the host, before the jail is made.
+    /// On the host, when everything is mounted, and before the jail is made.
     Prestart,
     /// On the host, when the jail is made, and before a process is in it.
     Created,
@@ -78,11 +90,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("command", "give the container a command"),
     ("depend", "start the containers in their order"),
     ("exec.consolelog", "read the output with 'klee container logs'"),
-    ("exec.fib", "have the command run setfib(1)"),
     ("exec.start", "give the container a command"),
     ("exec.system_jail_user", "give the container a user of its own with -u"),
     ("exec.system_user", "commands on the host run as the superuser: have them run su(1)"),
-    ("interface", "add the address with exec.prestart and remove it with exec.poststop"),
     ("ip4_addr", "write ip4.addr"),
     ("ip6_addr", "write ip6.addr"),
     ("jid", "the kernel chooses it"),
@@ -92,8 +102,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("name", "the jail has the container's id as its name"),
     ("path", "the jail has the container's own file system as its root"),
     ("stop.timeout", "say how long with 'klee container stop --time'"),
-    ("vnet.interface", "move the interface with exec.created and ifconfig(8)"),
-    ("zfs.dataset", "run 'zfs jail ID DATASET' on the host while the container with this id runs"),
 ];
 
 /// What a container has whose parameters say nothing else. A default is not there where a parameter
@@ -133,6 +141,11 @@ impl Plan {
             persist: false,
             user: None,
             ip_hostname: false,
+            aliases: Vec::new(),
+            interface: None,
+            vnet_interfaces: Vec::new(),
+            datasets: Vec::new(),
+            fib: None,
             timeout: HOOK_TIME,
             hooks: Vec::new(),
         };
@@ -169,6 +182,14 @@ impl Plan {
         for text in parameters {
             plan.add(text)?;
         }
+        if !plan.vnet_interfaces.is_empty() && !vnet {
+            return Err(
+                "the jail parameter 'vnet.interface' is of use to a jail with a network stack \
+                        of its own: add 'vnet'"
+                    .to_owned(),
+            );
+        }
+        plan.settle_addresses()?;
         Ok(plan)
     }
 
@@ -205,6 +226,23 @@ impl Plan {
                      environment that it is given, and none of the daemon's"
                 ));
             }
+            "exec.fib" => {
+                let fib = value.and_then(|value| value.parse().ok()).filter(|fib| *fib >= 0);
+                self.fib =
+                    Some(fib.ok_or_else(|| wanted(name, value, "a routing table's number"))?);
+            }
+            "interface" => {
+                let interface = value.unwrap_or_default();
+                jail_address::check_interface(interface)?;
+                self.interface = Some(interface.to_owned());
+            }
+            "vnet.interface" => {
+                for interface in words(value) {
+                    jail_address::check_interface(interface)?;
+                    self.vnet_interfaces.push(interface.to_owned());
+                }
+            }
+            "zfs.dataset" => self.datasets.extend(words(value).map(str::to_owned)),
             "exec.jail_user" => self.user = value.map(str::to_owned),
             "exec.timeout" => {
                 let seconds = value.and_then(|value| value.parse().ok());
@@ -222,6 +260,18 @@ impl Plan {
                 self.kernel.retain(|(other, _)| !is_same(other, name));
                 self.defaults.retain(|other| !is_same(other, name));
                 self.kernel.push((name.to_owned(), value.map(str::to_owned)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The kernel gets addresses alone.
+    fn settle_addresses(&mut self) -> Result<(), String> {
+        for (name, value) in &mut self.kernel {
+            if let ("ip4.addr" | "ip6.addr", Some(value)) = (name.as_str(), value) {
+                let (plain, aliases) = jail_address::read(name, value, self.interface.as_deref())?;
+                *value = plain;
+                self.aliases.extend(aliases);
             }
         }
         Ok(())
@@ -267,6 +317,12 @@ pub(super) fn changes(table: &Table, parameters: &[String]) -> Result<Vec<Parame
     for text in parameters {
         plan.add(text)?;
     }
+    plan.settle_addresses()?;
+    if !plan.aliases.is_empty() {
+        return Err("interfaces get the addresses of a jail when it starts: add this one with \
+                    ifconfig(8), and write it without the interface"
+            .to_owned());
+    }
     let mut changes = plan.encode(table)?;
     if parameters.iter().any(|text| matches!(param::split(text).0, "persist" | "nopersist")) {
         changes.push(Parameter::flag(if plan.persist { "persist" } else { "nopersist" }));
@@ -277,8 +333,10 @@ pub(super) fn changes(table: &Table, parameters: &[String]) -> Result<Vec<Parame
 fn explain(table: &Table, bad: &BadParameter) -> String {
     const SIMILAR: f64 = 0.6;
     if let BadParameter::Unknown(name) = bad {
-        let own = ["exec.jail_user", "exec.stop", "exec.timeout", "mount.devfs", "mount.fdescfs"];
-        let own = own.into_iter().chain(["mount.procfs", "ip_hostname", "exec.prestart"]);
+        let own = ["exec.fib", "exec.jail_user", "exec.prestart", "exec.stop", "exec.timeout"];
+        let own =
+            own.into_iter().chain(["interface", "ip_hostname", "mount.devfs", "mount.fdescfs"]);
+        let own = own.chain(["mount.procfs", "vnet.interface", "zfs.dataset"]);
         let near = table.names().chain(own).map(|other| (strsim::jaro_winkler(other, name), other));
         let near = near.filter(|(likeness, _)| *likeness > SIMILAR);
         if let Some((_, near)) = near.max_by(|(one, _), (other, _)| one.total_cmp(other)) {
@@ -286,6 +344,11 @@ fn explain(table: &Table, bad: &BadParameter) -> String {
         }
     }
     bad.to_string()
+}
+
+/// The members of a list.
+fn words(value: Option<&str>) -> impl Iterator<Item = &str> {
+    value.unwrap_or_default().split([',', ' ']).filter(|word| !word.is_empty())
 }
 
 fn boolean(name: &str, value: Option<&str>) -> Result<bool, String> {
@@ -396,6 +459,31 @@ mod tests {
         assert!(!list.iter().any(|text| text.starts_with("ip")));
         let list = kernel(&["ip4.nosaddrsel"]);
         assert!(list.contains(&"ip4=inherit".to_owned()));
+    }
+
+    #[test]
+    fn what_is_the_hosts_and_the_jails() {
+        let list = kernel(&["ip4.addr=em0|10.0.0.1/24", "interface=em1", "ip6.addr=2001:db8::1"]);
+        assert!(list.contains(&"ip4.addr=10.0.0.1".to_owned()), "{list:?}");
+        assert!(list.contains(&"ip6.addr=2001:db8::1".to_owned()), "{list:?}");
+        let own = plan(&["ip4.addr=em0|10.0.0.1/24", "interface=em1", "ip6.addr=2001:db8::1"]);
+        let commands: Vec<_> =
+            own.unwrap().aliases.iter().map(|alias| alias.arguments(true).join(" ")).collect();
+        let wanted = ["em0 inet 10.0.0.1/24 alias", "em1 inet6 2001:db8::1 prefixlen 128 alias"];
+        assert_eq!(commands, wanted);
+        let table = Table::default();
+        let error = changes(&table, &["ip4.addr=em0|10.0.0.1".to_owned()]).unwrap_err();
+        assert!(error.contains("ifconfig(8)"), "{error}");
+
+        let own =
+            ["vnet", "vnet.interface=a0,b0", "vnet.interface=c0", "zfs.dataset=t/a", "exec.fib=1"];
+        let own = plan(&own).unwrap();
+        assert_eq!(own.vnet_interfaces, ["a0", "b0", "c0"]);
+        assert_eq!((own.datasets, own.fib), (vec!["t/a".to_owned()], Some(1)));
+        assert!(plan(&["vnet.interface=a0"]).unwrap_err().contains("add 'vnet'"));
+        for bad in ["exec.fib=x", "exec.fib=-1", "exec.fib", "interface=", "vnet.interface=-a"] {
+            assert!(plan(&["vnet", bad]).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@
 #[cfg(target_os = "freebsd")]
 pub mod freebsd;
 #[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no jails"))]
+mod jail_address;
+#[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no jails"))]
 mod jail_param;
 #[cfg_attr(target_os = "linux", allow(dead_code, reason = "Linux has no rctl"))]
 mod limit;

@@ -113,6 +113,21 @@ pub fn refuse_tracing() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The process uses this routing table for what it sends, and what it starts does.
+///
+/// # Errors
+///
+/// `EINVAL` where the kernel has not so many, `net.fibs`.
+#[cfg(target_os = "freebsd")]
+pub fn set_fib(number: i32) -> io::Result<()> {
+    // setfib(2), of libc.
+    unsafe extern "C" {
+        fn setfib(fib: std::ffi::c_int) -> std::ffi::c_int;
+    }
+    // SAFETY: the number is all that it takes.
+    if unsafe { setfib(number) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Every signal does what it does by default, and none is blocked.
 ///
 /// # Errors

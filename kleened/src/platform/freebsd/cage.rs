@@ -11,6 +11,7 @@ use kleened_api::Id;
 use kleened_sys::jail::param::Parameter;
 use kleened_sys::jail::{self, Action};
 use kleened_sys::process::{Fork, exit_now, fork};
+use kleened_sys::zfs::Zfs;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
@@ -21,6 +22,9 @@ use crate::platform::{Error, Result};
 
 /// What the user's commands are written for.
 const SHELL: &str = "/bin/sh";
+
+/// What `jail(8)` runs, too: options that stand after an address are this program's.
+const IFCONFIG: &str = "/sbin/ifconfig";
 
 /// Where the host's commands are.
 const PATH: &str = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin";
@@ -34,13 +38,15 @@ pub(super) struct Cage {
     plan: Plan,
     jid: Option<i32>,
     keeper: Option<Keeper>,
+    /// How many addresses of the plan are on the host's interfaces.
+    added: usize,
     ended: bool,
 }
 
 impl Cage {
     pub(super) fn new(container: &Id, root: &Path, plan: Plan) -> Self {
         let (container, root) = (container.clone(), root.to_owned());
-        Self { container, root, plan, jid: None, keeper: None, ended: false }
+        Self { container, root, plan, jid: None, keeper: None, added: 0, ended: false }
     }
 
     pub(super) fn plan(&self) -> &Plan {
@@ -60,6 +66,41 @@ impl Cage {
         Ok(jid)
     }
 
+    /// The host's interfaces have the addresses of the jail.
+    pub(super) fn add_addresses(&mut self) -> Result<()> {
+        for alias in &self.plan.aliases {
+            ifconfig(&alias.arguments(true))?;
+            self.added += 1;
+        }
+        Ok(())
+    }
+
+    /// The host's interfaces have them no more.
+    fn remove_addresses(&mut self) -> Result<()> {
+        let added = std::mem::take(&mut self.added);
+        let aliases = self.plan.aliases.iter().take(added).rev();
+        let mut first = Ok(());
+        for alias in aliases {
+            first = first.and(ifconfig(&alias.arguments(false)));
+        }
+        first
+    }
+
+    /// The datasets and interfaces that the jail is to have are the jail's. The kernel takes them back when it is
+    /// gone.
+    pub(super) fn hand_over(&self, jid: i32) -> Result<()> {
+        for dataset in &self.plan.datasets {
+            Zfs::load()
+                .map_err(io::Error::from)
+                .and_then(|zfs| Ok(zfs.jail(dataset, jid)?))
+                .map_err(|error| Error::io("give the jail", dataset, error))?;
+        }
+        for interface in &self.plan.vnet_interfaces {
+            ifconfig(&[interface, "vnet", &jid.to_string()])?;
+        }
+        Ok(())
+    }
+
     /// The jail has these parameters.
     pub(super) fn set(&self, parameters: &[Parameter]) -> Result<()> {
         let Some(jid) = self.jid else { return Ok(()) };
@@ -73,8 +114,9 @@ impl Cage {
 
     /// The host's commands for that time were run, each with success.
     pub(super) fn run(&self, hook: Hook) -> Result<()> {
+        let about = About { container: &self.container, root: &self.root, jid: self.jid };
         for command in self.plan.hook(hook) {
-            run(command, self.plan.timeout)
+            run(command, self.plan.timeout, &about)
                 .map_err(|error| Error::io("run", format_args!("'{command}'"), error))?;
         }
         Ok(())
@@ -100,6 +142,7 @@ impl Cage {
             self.run(Hook::Poststop),
             super::unlimit(&self.container),
             kernel::unmount_below(&self.root),
+            self.remove_addresses(),
             self.run(Hook::Release),
         ] {
             first = first.and(done);
@@ -114,12 +157,35 @@ impl Drop for Cage {
     }
 }
 
-/// Runs a command of the host's, with a shell, as `jail(8)` does.
-pub(super) fn run(command: &str, time: Duration) -> io::Result<()> {
+/// Changes an interface of the host's.
+fn ifconfig(arguments: &[&str]) -> Result<()> {
+    let done = Command::new(IFCONFIG).args(arguments).env_clear().stdin(Stdio::null()).output();
+    let fail = |error| Error::io("run", format_args!("ifconfig {}", arguments.join(" ")), error);
+    match done {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(fail(io::Error::other(said)))
+        }
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// What a command of the host's is told of the jail that it is for.
+pub(super) struct About<'a> {
+    pub(super) container: &'a Id,
+    pub(super) root: &'a Path,
+    pub(super) jid: Option<i32>,
+}
+
+/// Runs a command of the host's, with a shell and with `JID`, `JNAME` and `JPATH`, as `jail(8)` does.
+pub(super) fn run(command: &str, time: Duration, about: &About<'_>) -> io::Result<()> {
     let mut shell = Command::new(SHELL);
     // A supervisor has none, so that what it makes has the modes that it says.
     let command = format!("umask 022\n{command}");
     shell.arg("-c").arg(command).env_clear().env("PATH", PATH).current_dir("/");
+    shell.env("JNAME", about.container.as_str()).env("JPATH", about.root);
+    shell.envs(about.jid.map(|jid| ("JID", jid.to_string())));
     shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let mut child = shell.spawn()?;
     let until = Instant::now() + time;

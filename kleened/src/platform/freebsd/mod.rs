@@ -37,7 +37,7 @@ use super::live::{Change, Verb};
 use super::supervisor::wire::{self, Kind};
 use super::supervisor::{self, KILL_TIME, RunDir, State, not_ended};
 use super::{
-    Error, Exited, Launch, Mount, MountEntry, Platform, Process, Result, Running, mountpoint,
+    Error, Exited, Launch, Mount, MountEntry, Platform, Process, Result, Running, Setup, mountpoint,
 };
 use crate::ident;
 
@@ -84,10 +84,10 @@ impl FreeBsd {
     }
 
     /// What is to run in the container, or on the host, when it is stopped.
-    fn plan(&self, first: &Id) -> Result<Option<Plan>> {
+    fn plan(&self, first: &Id) -> Result<Option<(Setup, Plan)>> {
         let Some(setup) = self.run_dir.setup(first)? else { return Ok(None) };
         let plan = Plan::new(&setup.jail_param, setup.network, &setup.hostname);
-        plan.map(Some).map_err(Error::Invalid)
+        Ok(Some((setup, plan.map_err(Error::Invalid)?)))
     }
 
     /// Runs a command in the container, for at most that time.
@@ -217,10 +217,11 @@ impl Platform for FreeBsd {
         let until = Instant::now() + time;
         let Some((first, state)) = self.jail(container)? else { return Ok(false) };
         let left = || until.saturating_duration_since(Instant::now());
-        if let Some(plan) = self.plan(&first)? {
+        if let Some((setup, plan)) = self.plan(&first)? {
+            let about = cage::About { container, root: &setup.root, jid: Some(state.jid) };
             // As in jail(8), a command that fails is not a reason to go on running.
             for command in plan.hook(Hook::Prestop) {
-                if let Err(error) = cage::run(command, plan.timeout.min(left())) {
+                if let Err(error) = cage::run(command, plan.timeout.min(left()), &about) {
                     tracing::warn!(%container, command, %error, "exec.prestop");
                 }
             }

@@ -25,14 +25,19 @@ const TTY: u32 = 4;
 
 /// This process is the program, in the jail. What goes wrong goes over the line, which is closed
 /// otherwise.
-pub(super) fn execute(launch: &Launch, jid: i32, stdio: &Stdio, line: &OwnedFd) -> ! {
-    let Err(failure) = become_program(launch, jid, stdio, line);
+pub(super) fn execute(
+    launch: &Launch,
+    jail: (i32, Option<i32>),
+    stdio: &Stdio,
+    line: &OwnedFd,
+) -> ! {
+    let Err(failure) = become_program(launch, jail, stdio, line);
     give_up(line, failure)
 }
 
 fn become_program(
     launch: &Launch,
-    jid: i32,
+    (jid, fib): (i32, Option<i32>),
     stdio: &Stdio,
     line: &OwnedFd,
 ) -> Result<Infallible, Failure> {
@@ -54,6 +59,16 @@ fn become_program(
         .map_err(step("bind to its parent"))?;
     if is_abandoned(line) {
         return Err(Error::io("start", "the process", Errno::SRCH).into());
+    }
+    if let Some(fib) = fib {
+        kleened_sys::process::set_fib(fib).map_err(|error| match error.raw_os_error() {
+            Some(EINVAL) => fail(format!(
+                "the kernel has no routing table {fib}: write net.fibs={} into /boot/loader.conf, \
+                 and restart the system",
+                fib.saturating_add(1)
+            )),
+            _ => system(error),
+        })?;
     }
     // The host's, and no file of the container's.
     let classes = Classes::load();

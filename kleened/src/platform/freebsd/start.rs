@@ -69,21 +69,24 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
     // What is made from here on goes with this when something fails.
     let mut cage = Cage::new(&launch.container, &setup.root, plan);
     cage.run(Hook::Prepare)?;
-    cage.run(Hook::Prestart)?;
+    cage.add_addresses()?;
     container::build(setup, cage.plan())?;
+    cage.run(Hook::Prestart)?;
     // They can be there before the jail is.
     super::limit(&rules)?;
     let jid = cage.make(&parameters)?;
     cage.run(Hook::Created)?;
+    cage.hand_over(jid)?;
+    let fib = cage.plan().fib;
     let terminal = launch.process.tty.then(open_terminal);
     let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
-    let process = Child::start(&launch, jid, stdio)?;
+    let process = Child::start(&launch, (jid, fib), stdio)?;
     if !cage.plan().persist {
         // From here on it goes with its last process, as in jail(8).
         cage.set(&[Parameter::flag("nopersist")])?;
     }
     cage.run(Hook::Poststart)?;
-    let state = State { jid, birth: 0, started: Timestamp::now() };
+    let state = State { jid, birth: 0, started: Timestamp::now(), fib };
     let guest = Inmate::new(process, jid, Some(cage))?;
     Ok(Started { streams, guest, state: Some(state) })
 }
@@ -137,7 +140,7 @@ fn join(launch: &Launch, state: &State) -> Result<Started<Inmate>, Failure> {
     }
     let terminal = launch.process.tty.then(open_terminal);
     let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
-    let process = Child::start(launch, state.jid, stdio)?;
+    let process = Child::start(launch, (state.jid, state.fib), stdio)?;
     let guest = Inmate::new(process, state.jid, None)?;
     Ok(Started { streams, guest, state: None })
 }
@@ -160,17 +163,17 @@ fn open_terminal() -> io::Result<Terminal> {
 struct Child(Option<Pid>);
 
 impl Child {
-    /// One that is the program of `launch`, in the jail.
+    /// One that is the program of `launch`, in the jail with this id, using the routing table.
     ///
     /// From then on its ends of its input and output are its own alone: what is still in a terminal when
     /// its last end is closed is waited for, and thrown away when the kernel has to close it,
     /// `ttydev_close()` in `sys/kern/tty.c`.
-    fn start(launch: &Launch, jid: i32, stdio: Stdio) -> Result<Self, Failure> {
+    fn start(launch: &Launch, jail: (i32, Option<i32>), stdio: Stdio) -> Result<Self, Failure> {
         let fail = |error: io::Error| Error::io("start", "the process", error);
         let (from, line) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| Error::io("open", "a line to the container", errno))?;
         let child = match fork().map_err(|error| Error::io("fork", "the process", error))? {
-            Fork::Child => process::execute(launch, jid, &stdio, &line),
+            Fork::Child => process::execute(launch, jail, &stdio, &line),
             Fork::Parent(pid) => Self(Some(pid)),
         };
         drop((line, stdio));

@@ -73,6 +73,7 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
         jid: pid.as_raw_nonzero().get(),
         birth: kernel::birth(pid).map_err(|error| Error::io("look at", "pid 1", error))?,
         started: Timestamp::now(),
+        fib: None,
     };
     let guest = Inmate::new(near.report, process, init, None, stdio);
     Ok(Started { streams, guest, state: Some(state) })

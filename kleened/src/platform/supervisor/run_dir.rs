@@ -41,6 +41,9 @@ pub(crate) struct State {
     /// What tells it from a later one with the same number.
     pub(crate) birth: u64,
     pub(crate) started: Timestamp,
+    /// The routing table of its processes, where that is another than the daemon's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) fib: Option<i32>,
 }
 
 /// The directory of all supervisors.

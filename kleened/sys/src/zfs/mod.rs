@@ -10,6 +10,8 @@ mod error;
 mod event;
 mod group;
 mod handle;
+#[cfg(target_os = "freebsd")]
+mod jail;
 mod list;
 mod mount;
 mod nvlist;
