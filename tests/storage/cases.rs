@@ -35,15 +35,15 @@ pub(crate) fn a_name_that_is_taken(f: &mut Fixture) {
     let (path, other) = (volume("taken"), volume("other"));
     f.make(&path);
     f.make(&other);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     let before = describe(&f.driver.mountpoint(&path));
     let errors = [
         f.driver.create(&path, &spec("another")),
         f.driver.clone_from(&path.snapshot("s"), &path, &spec("another")),
         f.driver.rename(&other, &path),
         f.driver.rename(&path, &path),
-        f.driver.snapshot(&[path.snapshot("s")]),
-        f.driver.snapshot(&[other.snapshot("t"), other.snapshot("t")]),
+        f.driver.snapshot(&[path.snapshot("s")], ""),
+        f.driver.snapshot(&[other.snapshot("t"), other.snapshot("t")], ""),
     ];
     for (index, error) in errors.into_iter().enumerate() {
         assert!(matches!(error, Err(Error::Exists(_))), "{index}: {error:?}");
@@ -68,8 +68,8 @@ pub(crate) fn what_does_not_exist(f: &mut Fixture) {
         f.driver.rename(&path, &new),
         f.driver.usage(&path).map(drop),
         f.driver.mount(&path),
-        f.driver.snapshot(&[path.snapshot("s")]),
-        f.driver.snapshot(&[there.snapshot("s"), path.snapshot("s")]),
+        f.driver.snapshot(&[path.snapshot("s")], ""),
+        f.driver.snapshot(&[there.snapshot("s"), path.snapshot("s")], ""),
         f.driver.snapshots(&path).map(drop),
         f.driver.rollback(&path.snapshot("s")),
         f.driver.rollback(&there.snapshot("s")),
@@ -125,7 +125,7 @@ pub(crate) fn names(f: &mut Fixture) {
         let path = volume(name);
         // The names of ZFS are limited as a whole.
         let snapshot = if f.driver.name() == "zfs" { &longest[..80] } else { &longest };
-        f.driver.snapshot(&[path.snapshot(snapshot)]).unwrap();
+        f.driver.snapshot(&[path.snapshot(snapshot)], "").unwrap();
         assert_eq!(f.snapshots(&path), [snapshot]);
         assert_eq!(f.read(&path), path.to_string());
         let renamed = volume(&format!("x{}", &name[1..]));
@@ -156,7 +156,7 @@ pub(crate) fn records(f: &mut Fixture) {
     f.driver.create(&volume("large"), &spec(&largest)).unwrap();
     f.open_again();
     assert_eq!(f.driver.get(&volume("large")).unwrap().unwrap().record, Some(largest.clone()));
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     f.driver.set(&path, "after").unwrap();
     f.driver.rollback(&path.snapshot("s")).unwrap();
     assert_eq!(f.driver.get(&path).unwrap().unwrap().record.as_deref(), Some("after"));
@@ -172,7 +172,7 @@ pub(crate) fn owner_and_mode(f: &mut Fixture) {
     assert_eq!((stat.uid(), stat.gid(), stat.mode() & 0o7777), (770, 4_000_000_000, 0o3770));
     // Only one of them.
     let clone = volume("clone");
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     let spec = DatasetSpec { owner: None, mode: Some(Mode(0o700)), ..DatasetSpec::default() };
     f.driver.clone_from(&path.snapshot("s"), &clone, &spec).unwrap();
     let stat = fs::metadata(f.driver.mountpoint(&clone)).unwrap();
@@ -183,8 +183,8 @@ pub(crate) fn destroyed(f: &mut Fixture) {
     let path = volume("gone");
     f.driver.create(&path, &spec("")).unwrap();
     sample(&f.driver.mountpoint(&path));
-    f.driver.snapshot(&[path.snapshot("one")]).unwrap();
-    f.driver.snapshot(&[path.snapshot("two")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("one")], "").unwrap();
+    f.driver.snapshot(&[path.snapshot("two")], "").unwrap();
     assert!(f.driver.destroy_snapshot(&path.snapshot("one")).unwrap());
     assert!(!f.driver.destroy_snapshot(&path.snapshot("one")).unwrap());
     assert_eq!(f.snapshots(&path), ["two"]);
@@ -201,7 +201,7 @@ pub(crate) fn renamed(f: &mut Fixture) {
     let (from, to) = (DatasetPath::scratch(&"0123456789ab".parse().unwrap()), volume("to"));
     f.driver.create(&from, &spec("record")).unwrap();
     sample(&f.driver.mountpoint(&from));
-    f.driver.snapshot(&[from.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("s")], "").unwrap();
     let before = describe(&f.driver.mountpoint(&from));
     f.driver.rename(&from, &to).unwrap();
     assert!(!f.exists(&from) && !f.driver.mountpoint(&from).exists());
@@ -220,7 +220,7 @@ pub(crate) fn a_snapshot_does_not_change(f: &mut Fixture) {
     let data = f.driver.mountpoint(&path);
     sample(&data);
     let before = describe(&data);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     // Written in place, longer, shorter, removed, replaced, renamed, other metadata.
     fs::write(data.join("etc/hostname"), "other\n").unwrap();
     fs::write(data.join("etc/one"), "linked, and longer").unwrap();
@@ -242,8 +242,8 @@ pub(crate) fn several_snapshots(f: &mut Fixture) {
     for path in [&a, &b, &c] {
         f.make(path);
     }
-    f.driver.snapshot(&[a.snapshot("1"), b.snapshot("1")]).unwrap();
-    f.driver.snapshot(&[a.snapshot("0")]).unwrap();
+    f.driver.snapshot(&[a.snapshot("1"), b.snapshot("1")], "").unwrap();
+    f.driver.snapshot(&[a.snapshot("0")], "").unwrap();
     assert_eq!(
         (f.snapshots(&a), f.snapshots(&b)),
         (vec!["1".into(), "0".into()], vec!["1".into()])
@@ -251,12 +251,12 @@ pub(crate) fn several_snapshots(f: &mut Fixture) {
     // One that exists, one of nothing: none is made.
     for bad in [b.snapshot("1"), volume("absent").snapshot("2")] {
         let all = [c.snapshot("2"), bad, a.snapshot("2")];
-        assert!(f.driver.snapshot(&all).is_err());
+        assert!(f.driver.snapshot(&all, "").is_err());
         assert_eq!((f.snapshots(&c).len(), f.snapshots(&a).len()), (0, 2));
     }
-    f.driver.snapshot(&[]).unwrap();
+    f.driver.snapshot(&[], "").unwrap();
     for name in ["z", "y", "x"] {
-        f.driver.snapshot(&[c.snapshot(name)]).unwrap();
+        f.driver.snapshot(&[c.snapshot(name)], "").unwrap();
     }
     assert_eq!(f.snapshots(&c), ["z", "y", "x"], "not from the oldest to the newest");
 }
@@ -264,12 +264,12 @@ pub(crate) fn several_snapshots(f: &mut Fixture) {
 pub(crate) fn names_of_snapshots(f: &mut Fixture) {
     let path = volume("v");
     f.make(&path);
-    f.driver.snapshot(&[path.snapshot("good")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("good")], "").unwrap();
     let too_long = "s".repeat(129);
     for bad in ["", ".", "..", "../../x", "a/b", "/etc", "a b", "a@b", "-a", "a\0b", &too_long] {
         let snapshot = path.snapshot(bad);
         let new = volume("new");
-        assert!(f.driver.snapshot(std::slice::from_ref(&snapshot)).is_err(), "{bad:?}");
+        assert!(f.driver.snapshot(std::slice::from_ref(&snapshot), "").is_err(), "{bad:?}");
         assert!(f.driver.destroy_snapshot(&snapshot).is_err(), "{bad:?}");
         assert!(f.driver.rollback(&snapshot).is_err(), "{bad:?}");
         assert!(f.driver.clone_from(&snapshot, &new, &spec("")).is_err(), "{bad:?}");
@@ -285,7 +285,7 @@ pub(crate) fn a_clone_is_whole(f: &mut Fixture) {
     let (path, clone) = (volume("v"), volume("clone"));
     f.driver.create(&path, &spec("one")).unwrap();
     sample(&f.driver.mountpoint(&path));
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     f.driver.clone_from(&path.snapshot("s"), &clone, &spec("two")).unwrap();
     assert_same(&f.driver.mountpoint(&path), &f.driver.mountpoint(&clone));
     assert_eq!(mode_of(&f.driver.mountpoint(&clone)), 0o2750);
@@ -300,7 +300,7 @@ pub(crate) fn a_clone_is_whole(f: &mut Fixture) {
 pub(crate) fn a_clone_is_apart(f: &mut Fixture) {
     let (path, one, two) = (volume("v"), volume("one"), volume("two"));
     f.make(&path);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     f.driver.clone_from(&path.snapshot("s"), &one, &spec("")).unwrap();
     fs::write(f.file(&one), "changed").unwrap();
     f.driver.clone_from(&path.snapshot("s"), &two, &spec("")).unwrap();
@@ -323,7 +323,7 @@ pub(crate) fn rolled_back(f: &mut Fixture) {
     let data = f.driver.mountpoint(&path);
     sample(&data);
     let before = describe(&data);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     for _ in 0..2 {
         fs::remove_dir_all(data.join("etc")).unwrap();
         fs::write(data.join("new"), "").unwrap();
@@ -333,7 +333,7 @@ pub(crate) fn rolled_back(f: &mut Fixture) {
     }
     assert_eq!(f.driver.get(&path).unwrap().unwrap().record.as_deref(), Some("kept"));
     fs::write(data.join("new"), "").unwrap();
-    f.driver.snapshot(&[path.snapshot("newer")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("newer")], "").unwrap();
     assert!(matches!(f.driver.rollback(&path.snapshot("s")), Err(Error::Busy(_))));
     assert!(data.join("new").exists());
     f.driver.destroy_snapshot(&path.snapshot("newer")).unwrap();
@@ -362,7 +362,7 @@ pub(crate) fn usage_grows(f: &mut Fixture) {
     let grown = second.referenced - first.referenced;
     assert!((4 << 20..5 << 20).contains(&grown), "{grown} bytes more");
     assert!(second.used >= second.referenced && second.available > 0);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     fs::remove_file(&big).unwrap();
     fs::remove_file(big.with_extension("link")).unwrap();
     // The kernel may free what was removed a little later.
@@ -389,8 +389,8 @@ pub(crate) fn opened_again(f: &mut Fixture) {
     let (path, clone) = (volume("v"), volume("clone"));
     f.driver.create(&path, &spec("one")).unwrap();
     sample(&f.driver.mountpoint(&path));
-    f.driver.snapshot(&[path.snapshot("b")]).unwrap();
-    f.driver.snapshot(&[path.snapshot("a")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("b")], "").unwrap();
+    f.driver.snapshot(&[path.snapshot("a")], "").unwrap();
     f.driver.clone_from(&path.snapshot("a"), &clone, &spec("two")).unwrap();
     let before = (f.driver.list(Area::Volumes).unwrap(), f.driver.snapshots(&path).unwrap());
     let tree = describe(&f.driver.mountpoint(&path));
@@ -461,8 +461,8 @@ pub(crate) fn everything_at_once(f: &mut Fixture) {
                         0 => driver.create(&path, &spec("whole")),
                         1 => driver.destroy(&path).map(drop),
                         2 => driver.rename(&path, &other),
-                        3 if path == other => driver.snapshot(&[path.snapshot("s")]),
-                        3 => driver.snapshot(&[path.snapshot("s"), other.snapshot("t")]),
+                        3 if path == other => driver.snapshot(&[path.snapshot("s")], ""),
+                        3 => driver.snapshot(&[path.snapshot("s"), other.snapshot("t")], ""),
                         4 => driver.clone_from(&path.snapshot("s"), &other, &spec("whole")),
                         5 => driver.destroy_snapshot(&path.snapshot("s")).map(drop),
                         _ => driver.set(&path, "whole"),
@@ -489,7 +489,7 @@ pub(crate) fn limits(f: &mut Fixture) {
     let properties = [("recordsize".to_owned(), "16K".to_owned())].into();
     let properties = DatasetSpec { record: record(), properties, ..DatasetSpec::default() };
     f.make(&volume("source"));
-    f.driver.snapshot(&[volume("source").snapshot("s")]).unwrap();
+    f.driver.snapshot(&[volume("source").snapshot("s")], "").unwrap();
     let snapshot = volume("source").snapshot("s");
     for spec in [&size, &reserve, &properties] {
         for clone in [false, true] {

@@ -50,9 +50,12 @@ const STEPS: &[Step] = &[
     |d| write(d, &volume("a"), "1"),
     |d| d.create(&volume("b"), &spec("b")),
     |d| d.set(&volume("a"), "two"),
-    |d| d.snapshot(&[volume("a").snapshot("s")]),
+    |d| d.snapshot(&[volume("a").snapshot("s")], ""),
     |d| write(d, &volume("a"), "2"),
-    |d| d.snapshot(&[volume("a").snapshot("t"), volume("b").snapshot("t")]),
+    |d| d.snapshot(&[volume("a").snapshot("t"), volume("b").snapshot("t")], "both"),
+    |d| d.rename_snapshot(&volume("b").snapshot("t"), "u"),
+    |d| d.hold(&volume("b").snapshot("u"), true),
+    |d| d.hold(&volume("b").snapshot("u"), false),
     |d| d.clone_from(&volume("a").snapshot("s"), &volume("clone"), &spec("clone")),
     |d| {
         let stream = stream(d, "s", None);
@@ -76,8 +79,12 @@ fn state(driver: &dyn Driver) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for dataset in Area::ALL.into_iter().flat_map(|area| driver.list(area).unwrap()) {
         let path = &dataset.path;
-        let snapshots: Vec<_> =
-            driver.snapshots(path).unwrap().into_iter().map(|s| s.name).collect();
+        let snapshots: Vec<_> = driver
+            .snapshots(path)
+            .unwrap()
+            .into_iter()
+            .map(|s| (s.name, s.record, s.held))
+            .collect();
         let mut contents = Vec::new();
         for entry in fs::read_dir(driver.mountpoint(path)).unwrap() {
             let path = entry.unwrap().path();

@@ -32,7 +32,7 @@ fn the_layout() {
     let f = fixture();
     let path = volume("my-vol");
     f.make(&path);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     let root = f.root();
     let link = fs::read_link(root.join("volumes/my-vol")).unwrap();
     let home = root.join("volumes").join(&link).parent().unwrap().canonicalize().unwrap();
@@ -85,7 +85,7 @@ fn a_broken_root_is_not_an_empty_one() {
             f.driver.set(&path, ""),
             f.driver.usage(&path).map(drop),
             f.driver.snapshots(&path).map(drop),
-            f.driver.snapshot(&[path.snapshot("t")]),
+            f.driver.snapshot(&[path.snapshot("t")], ""),
             f.driver.rename(&path, &volume("w")),
             f.driver.rename(&volume("w"), &path),
         ];
@@ -114,11 +114,11 @@ fn a_broken_root_is_not_an_empty_one() {
     let (path, other) = (volume("v"), volume("other"));
     f.make(&path);
     f.make(&other);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     let home = f.driver.mountpoint(&path).canonicalize().unwrap().parent().unwrap().to_owned();
     fs::write(home.join("snapshots/s/about"), "{").unwrap();
     assert!(matches!(f.driver.snapshots(&path), Err(Error::Io { .. })));
-    assert!(matches!(f.driver.snapshot(&[path.snapshot("t")]), Err(Error::Io { .. })));
+    assert!(matches!(f.driver.snapshot(&[path.snapshot("t")], ""), Err(Error::Io { .. })));
     for bytes in [&b"\xff"[..], b""] {
         fs::remove_file(home.join("record")).unwrap();
         if bytes.is_empty() {
@@ -173,7 +173,7 @@ fn what_somebody_else_put_there() {
                 f.driver.destroy(&path).map(drop),
                 f.driver.rename(&path, &volume("new")),
                 f.driver.set(&path, "ours now"),
-                f.driver.snapshot(&[path.snapshot("s")]),
+                f.driver.snapshot(&[path.snapshot("s")], ""),
                 f.driver.rollback(&path.snapshot("s")),
                 f.driver.usage(&path).map(drop),
             ];
@@ -289,7 +289,7 @@ fn what_is_mounted_is_busy() {
         let mut f = fixture();
         let path = volume("v");
         f.make(&path);
-        f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+        f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
         let data = f.driver.mountpoint(&path);
         fs::create_dir(data.join("on")).unwrap();
         let elsewhere = f.beside("elsewhere");
@@ -321,7 +321,7 @@ fn a_full_disk() {
         let path = volume("v");
         driver.create(&path, &spec("")).unwrap();
         fs::write(driver.mountpoint(&path).join("file"), vec![1; 400 << 10]).unwrap();
-        driver.snapshot(&[path.snapshot("s")]).unwrap();
+        driver.snapshot(&[path.snapshot("s")], "").unwrap();
         let mut stream = Vec::new();
         driver.streams().unwrap().export(&path.snapshot("s"), None, &mut stream).unwrap();
         let full = |result: Result<(), Error>| {
@@ -331,7 +331,7 @@ fn a_full_disk() {
             }
         };
         let new = volume("new");
-        full(driver.snapshot(&[path.snapshot("t")]));
+        full(driver.snapshot(&[path.snapshot("t")], ""));
         full(driver.clone_from(&path.snapshot("s"), &new, &spec("")));
         full(driver.streams().unwrap().import(&new, &spec(""), &mut &*stream));
         full(driver.rollback(&path.snapshot("s")));
@@ -368,7 +368,7 @@ fn copies_share_their_space_where_they_can() {
             let top = fs::File::open(driver.mountpoint(&path)).unwrap();
             kleened_sys::fs::sync_file_system(&top).unwrap();
             let before = driver.usage(&path).unwrap().available;
-            driver.snapshot(&[path.snapshot("s")]).unwrap();
+            driver.snapshot(&[path.snapshot("s")], "").unwrap();
             driver.clone_from(&path.snapshot("s"), &clone, &spec("")).unwrap();
             kleene_tests::tree::assert_same(&driver.mountpoint(&path), &driver.mountpoint(&clone));
             let taken = before.saturating_sub(driver.usage(&path).unwrap().available);
@@ -393,7 +393,7 @@ fn a_very_deep_tree() {
         rustix::fs::mkdirat(&here, "deeper", rustix::fs::Mode::RWXU).unwrap();
         here = kleened_sys::fs::open_directory(&here, "deeper").unwrap();
     }
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     f.driver.clone_from(&path.snapshot("s"), &clone, &spec("")).unwrap();
     let mut stream = Vec::new();
     f.streams().export(&path.snapshot("s"), None, &mut stream).unwrap();

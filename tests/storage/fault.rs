@@ -34,7 +34,7 @@ fn scenario(driver: &dyn Driver) {
     try_twice(|| driver.create(&a, &spec("one")));
     fs::write(driver.mountpoint(&a).join("file"), "1").unwrap();
     try_twice(|| driver.set(&a, "two"));
-    try_twice(|| driver.snapshot(&[a.snapshot("s")]));
+    try_twice(|| driver.snapshot(&[a.snapshot("s")], ""));
     try_twice(|| driver.clone_from(&a.snapshot("s"), &b, &spec("clone")));
     let (mut full, mut second) = (Vec::new(), Vec::new());
     try_twice(|| {
@@ -42,7 +42,7 @@ fn scenario(driver: &dyn Driver) {
         streams.export(&a.snapshot("s"), None, &mut full)
     });
     fs::write(driver.mountpoint(&a).join("file"), "2").unwrap();
-    try_twice(|| driver.snapshot(&[a.snapshot("t")]));
+    try_twice(|| driver.snapshot(&[a.snapshot("t")], ""));
     try_twice(|| {
         second.clear();
         streams.export(&a.snapshot("t"), Some("s"), &mut second)
@@ -53,6 +53,11 @@ fn scenario(driver: &dyn Driver) {
     try_twice(|| driver.rollback(&a.snapshot("t")));
     try_twice(|| driver.usage(&a).map(drop));
     try_twice(|| driver.snapshots(&a).map(drop));
+    try_twice(|| driver.snapshot_usage(&a.snapshot("t")).map(drop));
+    try_twice(|| driver.hold(&a.snapshot("t"), true));
+    try_twice(|| driver.hold(&a.snapshot("t"), false));
+    try_twice(|| driver.rename_snapshot(&a.snapshot("t"), "u"));
+    try_twice(|| driver.rename_snapshot(&a.snapshot("u"), "t"));
     try_twice(|| driver.destroy(&b).map(drop));
     try_twice(|| driver.destroy_snapshot(&a.snapshot("s")).map(drop));
     try_twice(|| driver.rename(&a, &c));
@@ -99,7 +104,7 @@ fn every_call_can_fail() {
         };
         let Some(calls) = run(None) else { continue };
         // All methods that can fail are in it.
-        assert_eq!(calls.len(), 19, "{calls:?}");
+        assert_eq!(calls.len(), 22, "{calls:?}");
         for number in 1..=calls["*"] {
             for (when, what) in [("before", "error"), ("after", "full")] {
                 let plan: Plan = format!("*:{number}:{when}:{what}").parse().unwrap();

@@ -58,7 +58,7 @@ impl Fixture {
     /// What was written is counted. A driver may count it only when it is on the disk.
     pub(crate) fn settle(&self, path: &DatasetPath) {
         let probe = path.snapshot("settle");
-        self.driver.snapshot(std::slice::from_ref(&probe)).unwrap();
+        self.driver.snapshot(std::slice::from_ref(&probe), "").unwrap();
         self.driver.destroy_snapshot(&probe).unwrap();
     }
 

@@ -12,6 +12,7 @@ mod fixture;
 mod namespace;
 mod place;
 mod pools;
+mod snapshots;
 mod streams;
 mod zfs;
 
@@ -47,6 +48,10 @@ on_every_driver! {
     cases::one_name_many_threads as one_name_many_threads,
     cases::many_names_many_threads as many_names_many_threads,
     cases::everything_at_once as everything_at_once,
+    snapshots::records as records_of_snapshots,
+    snapshots::renamed as renamed_snapshots,
+    snapshots::held as held_snapshots,
+    snapshots::measured as measured_snapshots,
     streams::full as a_full_stream,
     streams::incremental as incremental_streams,
     streams::chain_after_import as a_chain_of_streams,

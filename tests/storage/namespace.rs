@@ -45,7 +45,7 @@ fn what_another_mount_namespace_holds() {
     for snapshots in [false, true] {
         f.make(&path);
         if snapshots {
-            f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+            f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
         }
         let holder = Holder::of(&mountpoint, "1000");
         let error = f.driver.destroy(&path);

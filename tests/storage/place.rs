@@ -154,7 +154,12 @@ impl Place {
                 assert_eq!(folders.iter().sum::<usize>(), datasets, "{list}");
                 let holds =
                     zfs(&["list", "-Hrp", "-t", "snapshot", "-o", "name,userrefs", dataset]);
-                assert!(holds.lines().all(|line| line.ends_with("\t0")), "{holds}");
+                for held in holds.lines().filter_map(|line| line.strip_suffix("\t1")) {
+                    let by = zfs(&["holds", "-H", held]);
+                    assert_eq!(by.split('\t').nth(1), Some("kleene"), "{by}");
+                }
+                let known = |line: &str| line.ends_with("\t0") || line.ends_with("\t1");
+                assert!(holds.lines().all(known), "{holds}");
             }
         }
     }

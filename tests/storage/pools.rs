@@ -34,7 +34,7 @@ fn fill(driver: &dyn Driver, name: &str) {
 fn a_root_that_is_full() {
     let Some(mut f) = Fixture::of("zfs", in_memory()) else { return };
     f.make(&volume("kept"));
-    f.driver.snapshot(&[volume("kept").snapshot("s")]).unwrap();
+    f.driver.snapshot(&[volume("kept").snapshot("s")], "").unwrap();
     let mut stream = Vec::new();
     f.streams().export(&volume("kept").snapshot("s"), None, &mut stream).unwrap();
     f.make(&volume("full"));
@@ -80,7 +80,7 @@ fn changes(
         driver.set(path, "other"),
         driver.rename(path, new),
         driver.destroy(path).map(drop),
-        driver.snapshot(&[path.snapshot("t")]),
+        driver.snapshot(&[path.snapshot("t")], ""),
         driver.destroy_snapshot(&path.snapshot("s")).map(drop),
         driver.rollback(&path.snapshot("s")),
         driver.clone_from(&path.snapshot("s"), new, &spec("")),
@@ -133,7 +133,7 @@ fn a_pool_that_moves_and_one_that_is_read_only() {
     let path = volume("v");
     opened.create(&path, &spec("record")).unwrap();
     fs::write(opened.mountpoint(&path).join("file"), "content").unwrap();
-    opened.snapshot(&[path.snapshot("s")]).unwrap();
+    opened.snapshot(&[path.snapshot("s")], "").unwrap();
     let content = |driver: &dyn Driver| {
         assert_eq!(driver.get(&path).unwrap().unwrap().record.as_deref(), Some("record"));
         fs::read_to_string(driver.mountpoint(&path).join("file")).unwrap()
@@ -189,7 +189,7 @@ fn a_pool_that_is_suspended() {
     let opened = driver::open(&root).unwrap();
     let path = volume("v");
     opened.create(&path, &spec("record")).unwrap();
-    opened.snapshot(&[path.snapshot("s")]).unwrap();
+    opened.snapshot(&[path.snapshot("s")], "").unwrap();
     let mut stream = Vec::new();
     opened.streams().unwrap().export(&path.snapshot("s"), None, &mut stream).unwrap();
     // Nothing here waits until it is on the disk.

@@ -26,7 +26,7 @@ pub(crate) fn full(f: &mut Fixture) {
     let (from, to) = (volume("from"), volume("to"));
     f.driver.create(&from, &spec("one")).unwrap();
     sample(&f.driver.mountpoint(&from));
-    f.driver.snapshot(&[from.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("s")], "").unwrap();
     let stream = export(f, &from, "s", None);
     fs::write(f.driver.mountpoint(&from).join("later"), "").unwrap();
     f.streams().import(&to, &spec("two"), &mut &*stream).unwrap();
@@ -41,7 +41,7 @@ pub(crate) fn full(f: &mut Fixture) {
     // An empty one, and one whose top gets an owner.
     let (empty, owned) = (volume("empty"), volume("owned"));
     f.driver.create(&empty, &spec("")).unwrap();
-    f.driver.snapshot(&[empty.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[empty.snapshot("s")], "").unwrap();
     let stream = export(f, &empty, "s", None);
     let owner = Owner { uid: 5, gid: 6 };
     let with =
@@ -99,10 +99,10 @@ pub(crate) fn incremental(f: &mut Fixture) {
     sample(&data);
     fs::write(data.join("same-size"), [7; 200_000]).unwrap();
     fs::hard_link(data.join("same-size"), data.join("same-size-too")).unwrap();
-    f.driver.snapshot(&[from.snapshot("one")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("one")], "").unwrap();
     f.streams().import(&to, &spec("kept"), &mut &*export(f, &from, "one", None)).unwrap();
     change(&data);
-    f.driver.snapshot(&[from.snapshot("two")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("two")], "").unwrap();
     let stream = export(f, &from, "two", Some("one"));
     let whole = export(f, &from, "two", None);
     assert!(stream.len() < whole.len(), "{} not less than {}", stream.len(), whole.len());
@@ -115,7 +115,7 @@ pub(crate) fn incremental(f: &mut Fixture) {
     f.driver.rollback(&to.snapshot("two")).unwrap();
     assert_same(&data, &f.driver.mountpoint(&to));
     // Nothing changed at all.
-    f.driver.snapshot(&[from.snapshot("three")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("three")], "").unwrap();
     f.streams().import_onto(&to, &mut &*export(f, &from, "three", Some("two"))).unwrap();
     assert_same(&data, &f.driver.mountpoint(&to));
 }
@@ -123,14 +123,14 @@ pub(crate) fn incremental(f: &mut Fixture) {
 pub(crate) fn chain_after_import(f: &mut Fixture) {
     let (from, copy, third) = (volume("from"), volume("copy"), volume("third"));
     f.make(&from);
-    f.driver.snapshot(&[from.snapshot("one")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("one")], "").unwrap();
     // Its top's owner belongs to the dataset, and is neither a change nor lost.
     let owner = Some(Owner { uid: 7, gid: 7 });
     let owned = DatasetSpec { owner, mode: None, ..DatasetSpec::default() };
     f.streams().import(&copy, &owned, &mut &*export(f, &from, "one", None)).unwrap();
     for (base, name) in [("one", "two"), ("two", "three")] {
         fs::write(f.file(&from), name).unwrap();
-        f.driver.snapshot(&[from.snapshot(name)]).unwrap();
+        f.driver.snapshot(&[from.snapshot(name)], "").unwrap();
         f.streams().import_onto(&copy, &mut &*export(f, &from, name, Some(base))).unwrap();
         let top = f.driver.mountpoint(&copy);
         assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(top).unwrap()), 7);
@@ -156,9 +156,9 @@ pub(crate) fn refused(f: &mut Fixture) {
     f.make(&other);
     for name in ["one", "two", "three"] {
         fs::write(f.file(&from), name).unwrap();
-        f.driver.snapshot(&[from.snapshot(name)]).unwrap();
+        f.driver.snapshot(&[from.snapshot(name)], "").unwrap();
     }
-    f.driver.snapshot(&[other.snapshot("one")]).unwrap();
+    f.driver.snapshot(&[other.snapshot("one")], "").unwrap();
     let full = export(f, &from, "one", None);
     let second = export(f, &from, "two", Some("one"));
     let third = export(f, &from, "three", Some("two"));
@@ -194,7 +194,7 @@ pub(crate) fn refused(f: &mut Fixture) {
     fs::remove_file(f.file(&to)).unwrap();
     bad(f.streams().import_onto(&to, &mut &*second), "a removed file");
     f.driver.rollback(&to.snapshot("one")).unwrap();
-    f.driver.snapshot(&[to.snapshot("newer")]).unwrap();
+    f.driver.snapshot(&[to.snapshot("newer")], "").unwrap();
     bad(f.streams().import_onto(&to, &mut &*second), "a newer snapshot");
     f.driver.destroy_snapshot(&to.snapshot("newer")).unwrap();
     f.streams().import_onto(&to, &mut &*second).unwrap();
@@ -214,10 +214,10 @@ pub(crate) fn refused(f: &mut Fixture) {
 fn pair(f: &Fixture) -> (DatasetPath, Vec<u8>, Vec<u8>) {
     let (from, to) = (volume("from"), volume("to"));
     f.make(&from);
-    f.driver.snapshot(&[from.snapshot("one")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("one")], "").unwrap();
     let full = export(f, &from, "one", None);
     fs::write(f.file(&from), "x".repeat(3000)).unwrap();
-    f.driver.snapshot(&[from.snapshot("two")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("two")], "").unwrap();
     let second = export(f, &from, "two", Some("one"));
     f.streams().import(&to, &spec(""), &mut &*full).unwrap();
     (to, full, second)
@@ -353,7 +353,7 @@ pub(crate) fn destroyed_meanwhile(f: &mut Fixture) {
             random.read_exact(&mut bytes).unwrap();
             fs::write(driver.mountpoint(&path).join(name), bytes).unwrap();
         }
-        driver.snapshot(&[path.snapshot("s")]).unwrap();
+        driver.snapshot(&[path.snapshot("s")], "").unwrap();
         let before = describe(&driver.mountpoint(&path));
         // The data goes later than the snapshot does, and shows when that begins.
         let last = driver.mountpoint(&path).canonicalize().unwrap().join("c");

@@ -131,14 +131,14 @@ fn names_at_the_limit() {
     assert!(driver.mountpoint(&fits).is_dir());
     let other = volume("v");
     driver.create(&other, &spec("{}")).unwrap();
-    driver.snapshot(&[other.snapshot(&"s".repeat(room - 2))]).unwrap();
+    driver.snapshot(&[other.snapshot(&"s".repeat(room - 2))], "").unwrap();
     for error in [
         driver.create(&too_long, &spec("{}")),
         driver.create(&volume(&"v".repeat(128)), &spec("{}")),
         driver.rename(&fits, &too_long),
         driver.rename(&other, &too_long),
-        driver.snapshot(&[fits.snapshot("s")]),
-        driver.snapshot(&[other.snapshot(&"s".repeat(room - 1))]),
+        driver.snapshot(&[fits.snapshot("s")], ""),
+        driver.snapshot(&[other.snapshot(&"s".repeat(room - 1))], ""),
         // Its snapshot would not fit.
         driver.rename(&other, &volume("vv")),
     ] {
@@ -157,7 +157,7 @@ fn what_is_open_is_busy() {
     let Some(mut f) = fixture() else { return };
     let path = volume("v");
     f.make(&path);
-    f.driver.snapshot(&[path.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
     let open = fs::File::open(f.file(&path)).unwrap();
     for error in [f.driver.destroy(&path).map(drop), f.driver.rename(&path, &volume("w"))] {
         assert!(matches!(error, Err(Error::Busy(_))), "{error:?}");
@@ -173,8 +173,8 @@ fn what_is_needed_is_not_destroyed() {
     let Some(mut f) = fixture() else { return };
     let (path, clone) = (volume("v"), volume("clone"));
     f.make(&path);
-    f.driver.snapshot(&[path.snapshot("free")]).unwrap();
-    f.driver.snapshot(&[path.snapshot("needed")]).unwrap();
+    f.driver.snapshot(&[path.snapshot("free")], "").unwrap();
+    f.driver.snapshot(&[path.snapshot("needed")], "").unwrap();
     f.driver.clone_from(&path.snapshot("needed"), &clone, &spec("")).unwrap();
     let busy = |says: &str| {
         let Err(Error::Busy(text)) = f.driver.destroy(&path) else { panic!("destroyed") };
@@ -404,7 +404,7 @@ fn a_stop_ends_streams() {
     let mut random = vec![0; 1 << 20];
     fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).unwrap();
     fs::write(f.driver.mountpoint(&from).join("random"), random).unwrap();
-    f.driver.snapshot(&[from.snapshot("s")]).unwrap();
+    f.driver.snapshot(&[from.snapshot("s")], "").unwrap();
     let mut stream = Vec::new();
     f.streams().export(&from.snapshot("s"), None, &mut stream).unwrap();
     let stopped = |result: Result<(), Error>| match result {

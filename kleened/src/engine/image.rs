@@ -159,7 +159,7 @@ impl Engine {
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            engine.storage.snapshot(&[scratch.snapshot(IMAGE_SNAPSHOT)]).map_err(fail())?;
+            engine.storage.snapshot(&[scratch.snapshot(IMAGE_SNAPSHOT)], "").map_err(fail())?;
             let naming = vec![(Key::ImageNames, Access::Exclusive)];
             let _held = engine.runtime.block_on(engine.locks.acquire(naming));
             engine.storage.rename(&scratch, &image).map_err(fail())?;

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{
     Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Sources, Streams, Usage, Watch,
+    SnapshotPath, Snapshots, Sources, Streams, Usage, Watch,
 };
 
 /// The environment variable that holds plans, with commas between them.
@@ -28,7 +28,7 @@ pub const VARIABLE: &str = "KLEENED_FAULT";
 ///
 /// | part | |
 /// | --- | --- |
-/// | `METHOD` | the name of a method of [`Driver`], [`Streams`], [`Adopt`] or [`Sources`]; `*` for any of them; `point` for a step inside a driver |
+/// | `METHOD` | the name of a method of [`Driver`], [`Snapshots`], [`Streams`], [`Adopt`] or [`Sources`]; `*` for any of them; `point` for a step inside a driver |
 /// | `N` | its Nth call, from 1 on; others are let through |
 /// | `WHEN` | `before` it takes effect, or `after` |
 /// | `WHAT` | `error` ([`Error::Io`]), `full` ([`Error::NoSpace`]), `busy` ([`Error::Busy`]), or `kill` the process; `stop` it until it gets SIGCONT, and let the call through |
@@ -69,7 +69,10 @@ const METHODS: &[&str] = &[
     "usages",
     "snapshot",
     "snapshots",
+    "snapshot_usage",
     "destroy_snapshot",
+    "rename_snapshot",
+    "hold",
     "rollback",
     "clone_from",
     "export",
@@ -312,31 +315,6 @@ impl Driver for Fault {
         self.call("changed", || self.inner.changed(path, spec))
     }
 
-    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
-        self.call("snapshot", || self.inner.snapshot(snapshots))
-    }
-
-    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
-        self.call("snapshots", || self.inner.snapshots(path))
-    }
-
-    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
-        self.call("destroy_snapshot", || self.inner.destroy_snapshot(snapshot))
-    }
-
-    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
-        self.call("rollback", || self.inner.rollback(snapshot))
-    }
-
-    fn clone_from(
-        &self,
-        snapshot: &SnapshotPath,
-        to: &DatasetPath,
-        spec: &DatasetSpec,
-    ) -> Result<()> {
-        self.call("clone_from", || self.inner.clone_from(snapshot, to, spec))
-    }
-
     fn interrupt(&self) {
         self.inner.interrupt();
     }
@@ -355,6 +333,45 @@ impl Driver for Fault {
 
     fn watch(&self) -> Option<&dyn Watch> {
         self.inner.watch()
+    }
+}
+
+impl Snapshots for Fault {
+    fn snapshot(&self, snapshots: &[SnapshotPath], record: &str) -> Result<()> {
+        self.call("snapshot", || self.inner.snapshot(snapshots, record))
+    }
+
+    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
+        self.call("snapshots", || self.inner.snapshots(path))
+    }
+
+    fn snapshot_usage(&self, snapshot: &SnapshotPath) -> Result<u64> {
+        self.call("snapshot_usage", || self.inner.snapshot_usage(snapshot))
+    }
+
+    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
+        self.call("destroy_snapshot", || self.inner.destroy_snapshot(snapshot))
+    }
+
+    fn rename_snapshot(&self, snapshot: &SnapshotPath, to: &str) -> Result<()> {
+        self.call("rename_snapshot", || self.inner.rename_snapshot(snapshot, to))
+    }
+
+    fn hold(&self, snapshot: &SnapshotPath, held: bool) -> Result<()> {
+        self.call("hold", || self.inner.hold(snapshot, held))
+    }
+
+    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
+        self.call("rollback", || self.inner.rollback(snapshot))
+    }
+
+    fn clone_from(
+        &self,
+        snapshot: &SnapshotPath,
+        to: &DatasetPath,
+        spec: &DatasetSpec,
+    ) -> Result<()> {
+        self.call("clone_from", || self.inner.clone_from(snapshot, to, spec))
     }
 }
 

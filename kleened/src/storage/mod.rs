@@ -10,6 +10,7 @@
 pub mod dir;
 pub mod fault;
 pub mod root;
+mod snapshot;
 pub mod zfs;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use kleened_api::volume::{Mode, Owner};
-use kleened_api::{Id, Timestamp, VolumeName};
+use kleened_api::{Id, VolumeName};
+
+pub use snapshot::{Snapshot, SnapshotPath, Snapshots};
 
 /// How to open a driver: its name in the configuration, what it is for, and the function that opens
 /// the root, making what is missing there.
@@ -214,21 +217,6 @@ impl FromStr for DatasetPath {
     }
 }
 
-/// The path of a snapshot, for example `image/0123456789ab@image`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SnapshotPath {
-    /// The dataset that it is a snapshot of.
-    pub dataset: DatasetPath,
-    /// Its own name: as the names of volumes.
-    pub name: String,
-}
-
-impl fmt::Display for SnapshotPath {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.dataset, self.name)
-    }
-}
-
 /// What a new dataset gets, in the same step in which it appears.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DatasetSpec {
@@ -277,15 +265,6 @@ pub struct Dataset {
     pub record: Option<String>,
 }
 
-/// A snapshot that exists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Its name, without the dataset's.
-    pub name: String,
-    /// When it was made.
-    pub created: Timestamp,
-}
-
 /// How much space a dataset takes, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -316,7 +295,7 @@ pub struct Capabilities {
 
 /// A storage driver. Every call blocks, is safe to make from several threads at once, and takes
 /// effect wholly or not at all, whatever happens to the process in between.
-pub trait Driver: Send + Sync + fmt::Debug {
+pub trait Driver: Snapshots + Send + Sync + fmt::Debug {
     /// The name in the configuration.
     fn name(&self) -> &'static str;
 
@@ -400,49 +379,6 @@ pub trait Driver: Send + Sync + fmt::Debug {
     ///
     /// [`Error::NotFound`].
     fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>>;
-
-    /// All these snapshots exist, none of which did before. What is written to a dataset from now on
-    /// does not change them.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFound`] for a dataset, [`Error::Exists`] for a snapshot; then none was made.
-    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()>;
-
-    /// The dataset's snapshots, oldest first.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFound`] for the dataset.
-    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>>;
-
-    /// The snapshot does not exist. False where there was none: a repeat is safe.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Busy`] where it has clones that need it.
-    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool>;
-
-    /// The dataset's content is that of the snapshot; its record stays. Its mount point is the same
-    /// directory only if nobody had it open.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFound`]; [`Error::Busy`] where there is a newer snapshot.
-    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()>;
-
-    /// A dataset `to` with the snapshot's content, root directory included, and its own record.
-    /// `spec.owner` and `spec.mode`, where given, replace the root directory's.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotFound`]; [`Error::Exists`].
-    fn clone_from(
-        &self,
-        snapshot: &SnapshotPath,
-        to: &DatasetPath,
-        spec: &DatasetSpec,
-    ) -> Result<()>;
 
     /// The daemon stops: calls that copy, under way or made later, may fail soon with [`Error::Io`] of
     /// kind `Interrupted` instead of taking as long as they take. As after any failure nothing has

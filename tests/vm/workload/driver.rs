@@ -189,7 +189,7 @@ impl Worker for Storage {
             ["write", name, text] => write(&driver.mountpoint(&path(name)), text),
             ["set", name, record] => driver.set(&path(name), record).unwrap(),
             ["snapshot", name, snapshot] => {
-                driver.snapshot(&[path(name).snapshot(snapshot)]).unwrap()
+                driver.snapshot(&[path(name).snapshot(snapshot)], "").unwrap()
             }
             ["rollback", name, snapshot] => {
                 driver.rollback(&path(name).snapshot(snapshot)).unwrap()

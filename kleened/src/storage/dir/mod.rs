@@ -4,7 +4,7 @@
 //! ROOT/volumes/my-vol -> ../.kleene/datasets/ID/data      the dataset's name, a relative link
 //! ROOT/.kleene/datasets/ID/data/                           its content
 //!                          record                          its record
-//!                          snapshots/NAME/{data/,about}    its snapshots: whole copies
+//!                          snapshots/NAME/{data/,about}    its snapshots: whole copies; `held` while held
 //! ROOT/.kleene/new/ID/                                     what is being made
 //! ROOT/.kleene/commit/ID/                                  changes that are decided and half made
 //! ROOT/.kleene/dead/ID                                     what is being removed
@@ -38,8 +38,8 @@ use rustix::io::Errno;
 
 use super::fault::point;
 use super::{
-    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
-    SnapshotPath, Sources, Streams, Usage, Watch,
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Sources,
+    Streams, Usage, Watch,
 };
 use crate::archive::{Place, Walk, identity};
 use crate::copy;
@@ -228,6 +228,12 @@ impl Driver for Dir {
             Some(Link::Foreign) => Err(store::foreign(path)),
             Some(Link::Dataset(id)) => {
                 self.store.refuse_mounted(path, &id)?;
+                match open_directory(&self.store.datasets, format!("{id}/{SNAPSHOTS}")) {
+                    Ok(snapshots) => snapshot::refuse_held(path, snapshots.as_fd())?,
+                    // Destroyed meanwhile, or it is a link to nothing.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(Error::io("look into", path, error)),
+                }
                 self.store.unlink(path)
             }
         }
@@ -258,44 +264,6 @@ impl Driver for Dir {
     fn changed(&self, _: &DatasetPath, _: &DatasetSpec) -> Result<BTreeMap<String, String>> {
         // It has none of them.
         Ok(BTreeMap::new())
-    }
-
-    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
-        self.make_snapshots(snapshots)
-    }
-
-    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
-        let home = self.store.home(path)?;
-        let all = snapshot::list(path, home.fd.as_fd());
-        let all = self.store.settle(path, &home.id, all)?;
-        Ok(all.into_iter().map(|s| Snapshot { name: s.name, created: s.about.created }).collect())
-    }
-
-    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
-        self.remove_snapshot(snapshot)
-    }
-
-    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
-        self.roll_back(snapshot)
-    }
-
-    fn clone_from(
-        &self,
-        snapshot: &SnapshotPath,
-        to: &DatasetPath,
-        spec: &DatasetSpec,
-    ) -> Result<()> {
-        spec.refuse_limits(self.name())?;
-        self.store.refuse_existing(to)?;
-        let home = self.store.home(&snapshot.dataset)?;
-        let kept = self.store.locks.of(&home.id, &snapshot.name);
-        let _kept = kept.read();
-        self.store.refuse_gone(&snapshot.dataset, &home.id)?;
-        let source = snapshot::open_data(snapshot, home.fd.as_fd())?;
-        let draft = self.store.draft()?;
-        copy_into(&draft, source.as_fd(), DATA)
-            .map_err(|error| Error::io("clone", format!("{snapshot} to {to}"), error))?;
-        self.publish(draft, to, spec)
     }
 
     fn interrupt(&self) {

@@ -74,7 +74,7 @@ impl Header {
         let snapshot = snapshot.ok_or_else(|| bad("it has no valid name of a snapshot"))?;
         let created = text("KLEENE.created").and_then(|text| text.parse().ok());
         let created = created.ok_or_else(|| bad("it does not say when it was made"))?;
-        let about = About { guid, created, sequence: 1 };
+        let about = About { guid, created, sequence: 1, record: None };
         Ok(Self { snapshot, about, base: text("KLEENE.base") })
     }
 }

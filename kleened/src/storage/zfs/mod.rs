@@ -18,6 +18,7 @@ mod intent;
 mod lock;
 mod mount;
 mod record;
+mod snapshot;
 mod source;
 mod stream;
 mod threads;
@@ -30,14 +31,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use kleened_api::VolumeName;
 use kleened_api::name::is_name;
-use kleened_api::{Timestamp, VolumeName};
 use kleened_sys::zfs::{self as sys, Kind, NAME_MAX, NvList, Source};
-use time::OffsetDateTime;
 
 use super::fault::point;
 use super::{
-    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Snapshot,
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result,
     SnapshotPath, Sources, Streams, Usage, Watch,
 };
 use lock::Locks;
@@ -142,20 +142,6 @@ impl Zfs {
              at most {room} bytes",
             name.len()
         )))
-    }
-
-    /// Which of these has no dataset.
-    fn first_missing(&self, snapshots: &[SnapshotPath]) -> Error {
-        let paths = snapshots.iter().map(|snapshot| &snapshot.dataset);
-        for path in paths {
-            match self.look(path) {
-                Ok(Some(_)) => {}
-                Ok(None) => return Error::NotFound(path.to_string()),
-                Err(error) => return error,
-            }
-        }
-        let all: Vec<_> = snapshots.iter().map(ToString::to_string).collect();
-        Error::NotFound(all.join(", "))
     }
 
     /// Why a dataset is not found: there is none, or not even its area, and then nothing is known.
@@ -457,108 +443,6 @@ impl Driver for Zfs {
         self.differing(path, spec)
     }
 
-    fn snapshot(&self, snapshots: &[SnapshotPath]) -> Result<()> {
-        let mut names = BTreeMap::new();
-        for snapshot in snapshots {
-            let name = self.snapshot_name(snapshot)?;
-            if let Some(other) = names.insert(&snapshot.dataset, name.clone()) {
-                if other == name {
-                    return Err(Error::Exists(snapshot.to_string()));
-                }
-                return Err(Error::Unsupported(format!(
-                    "ZFS makes one snapshot of a dataset at a time, and these are two of {}",
-                    snapshot.dataset
-                )));
-            }
-        }
-        let Some(first) = snapshots.first() else { return Ok(()) };
-        let texts: Vec<&str> = names.values().map(String::as_str).collect();
-        let none = NvList::new().map_err(|error| failed("snapshot", first, error))?;
-        self.zfs.snapshot(&texts, &none).map_err(|error| {
-            let to_blame = error.failed().iter().find_map(|item| {
-                let of = |snapshot: &&SnapshotPath| item.name.ends_with(&format!("/{snapshot}"));
-                Some((item.kind(), snapshots.iter().find(of)?))
-            });
-            match to_blame {
-                Some((Kind::Exists, snapshot)) => Error::Exists(snapshot.to_string()),
-                Some((Kind::NotFound, snapshot)) => self.missing(&snapshot.dataset),
-                _ => match error.kind() {
-                    Kind::Exists => Error::Exists(first.to_string()),
-                    Kind::NotFound => self.first_missing(snapshots),
-                    _ => failed("snapshot", first, error),
-                },
-            }
-        })
-    }
-
-    fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
-        let all = self.zfs.snapshots(&self.name(path)?);
-        let all = all.map_err(|error| self.failed("list the snapshots of", path, error))?;
-        Ok(all
-            .into_iter()
-            .map(|snapshot| Snapshot { name: snapshot.name, created: time(snapshot.creation) })
-            .collect())
-    }
-
-    fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
-        let name = self.snapshot_name(snapshot)?;
-        match self.zfs.exists(&name) {
-            Ok(true) => {}
-            Ok(false) => {
-                return match self.missing(&snapshot.dataset) {
-                    Error::NotFound(_) => Ok(false),
-                    unknown => Err(unknown),
-                };
-            }
-            Err(error) => return Err(failed("look up", snapshot, error)),
-        }
-        match self.zfs.destroy_snapshots(&[&name], false) {
-            Ok(()) => Ok(true),
-            // It has clones.
-            Err(error) if error.kind() == Kind::Exists => Err(Error::Busy(snapshot.to_string())),
-            Err(error) => Err(failed("destroy", snapshot, error)),
-        }
-    }
-
-    fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
-        let name = self.snapshot_name(snapshot)?;
-        let path = &snapshot.dataset;
-        let _held = self.locks.hold(&[path]);
-        self.ours(path)?;
-        let back = self.zfs.rollback_to(&self.name(path)?, &name);
-        back.map_err(|error| match error.kind() {
-            // There are newer snapshots.
-            Kind::Exists => Error::Busy(path.to_string()),
-            Kind::NotFound => Error::NotFound(snapshot.to_string()),
-            _ => failed("roll back to", snapshot, error),
-        })
-    }
-
-    fn clone_from(
-        &self,
-        snapshot: &SnapshotPath,
-        to: &DatasetPath,
-        spec: &DatasetSpec,
-    ) -> Result<()> {
-        let (origin, name) = (self.snapshot_name(snapshot)?, self.name(to)?);
-        let properties = self.properties(spec)?;
-        let _held = self.locks.hold(&[to]);
-        self.make(to, spec, || {
-            let Err(error) = self.zfs.clone_from(&name, &origin, &properties) else {
-                return Ok(());
-            };
-            let no_origin =
-                error.kind() == Kind::NotFound && matches!(self.zfs.exists(&origin), Ok(false));
-            if no_origin {
-                return Err(match self.missing(&snapshot.dataset) {
-                    Error::NotFound(_) => Error::NotFound(snapshot.to_string()),
-                    unknown => unknown,
-                });
-            }
-            Err(self.not_made("clone", to, error))
-        })
-    }
-
     fn interrupt(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -578,9 +462,4 @@ impl Driver for Zfs {
     fn watch(&self) -> Option<&dyn Watch> {
         self.watched.as_ref().map(|_| self as &dyn Watch)
     }
-}
-
-fn time(seconds: u64) -> Timestamp {
-    let seconds = i64::try_from(seconds).unwrap_or_default();
-    OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH).into()
 }

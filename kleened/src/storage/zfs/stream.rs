@@ -10,7 +10,9 @@ use kleened_sys::fs::{Node, list_xattrs};
 use kleened_sys::zfs::{ChangeKind, Error as SysError, Kind, NvList, Receive, SendFlags, pool_of};
 
 use super::super::fault::point;
-use super::super::{Area, DatasetPath, DatasetSpec, Driver, Error, Result, SnapshotPath, Streams};
+use super::super::{
+    Area, DatasetPath, DatasetSpec, Driver, Error, Result, SnapshotPath, Snapshots, Streams,
+};
 use super::record::Pending;
 use super::{IMPORT, Zfs, check_name, failed};
 

@@ -172,6 +172,12 @@ pub struct Snapshot {
     pub referenced: u64,
     /// By how many tags it is held.
     pub holds: u64,
+    /// It goes with the last of its holds and clones.
+    pub deferred: bool,
+    /// The full names of its clones.
+    pub clones: Vec<String>,
+    /// Its properties of users, also those that it inherits.
+    pub user: Properties,
 }
 
 impl Zfs {
@@ -283,7 +289,18 @@ impl Zfs {
             let number = |property: &str| {
                 properties.and_then(|list| list.get(property)?.list()?.number("value")).unwrap_or(0)
             };
+            let clones = || properties?.get("clones")?.list()?.get("value")?.list();
+            let user = properties.iter().flat_map(|list| list.iter());
+            let user = user.filter_map(|(name, value)| {
+                name.contains(':').then_some(())?;
+                Some((name.clone().into_owned(), Property::read(&full, value.list()?)?))
+            });
             found.push(Snapshot {
+                deferred: number("defer_destroy") != 0,
+                clones: clones()
+                    .map(|list| list.iter().map(|(name, _)| name.into_owned()).collect())
+                    .unwrap_or_default(),
+                user: Properties(user.collect()),
                 name: name.to_owned(),
                 guid: number("guid"),
                 createtxg: number("createtxg"),
