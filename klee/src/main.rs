@@ -15,6 +15,7 @@ mod logs;
 mod man;
 mod print;
 mod signals;
+mod snapshot;
 mod socket;
 mod system;
 mod template;

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use clap::{Args, Subcommand};
 use hyper::Method;
 use kleened_api::volume::{
-    AdoptConfig, InspectQuery, Mode, Owner, Profile, PruneQuery, Volume, VolumeConfig, VolumeFilter,
+    AdoptConfig, InspectQuery, Mode, Owner, Profile, PruneQuery, RemoveQuery, Volume, VolumeConfig,
+    VolumeFilter,
 };
 use kleened_api::{IdReply, Size, Timestamp, VolumeName, routes};
 use serde::Deserialize;
@@ -15,6 +16,7 @@ use crate::client::with_query;
 use crate::context::{Context, each, filters, yes_or_no};
 use crate::failure::Failure;
 use crate::print::{self, Listed};
+use crate::snapshot::{self, SnapshotCommand};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
@@ -25,14 +27,18 @@ pub(crate) enum VolumeCommand {
     Adopt(VolumeAdopt),
     /// List volumes, newest first.
     Ls(VolumeList),
-    /// Show a volume and the containers that mount it.
+    /// Show a volume, the containers that mount it, and its snapshots.
     Inspect(VolumeInspect),
     /// List the profiles: properties that suit one kind of content.
     Profiles(Output),
-    /// Remove volumes. A volume that a container names is not removed.
+    /// Remove volumes. A volume that a container names is not removed, nor without --force one that has
+    /// snapshots which klee made.
     Rm(VolumeRemove),
-    /// Remove all volumes that no container names.
+    /// Remove all volumes that no container names and that have no snapshots which klee made.
     Prune(Prune),
+    /// Manage snapshots: what volumes were at an instant.
+    #[command(subcommand, alias = "snap")]
+    Snapshot(SnapshotCommand),
 }
 
 #[derive(Debug, Args)]
@@ -106,6 +112,9 @@ pub(crate) struct VolumeRemove {
     /// The volumes.
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<VolumeName>,
+    /// Remove them with their snapshots, unless one is protected.
+    #[arg(short, long)]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -200,6 +209,7 @@ pub(crate) async fn run(command: VolumeCommand, context: &Context) -> Result<(),
         VolumeCommand::Profiles(output) => profiles(output, context).await,
         VolumeCommand::Rm(args) => remove(args, context).await,
         VolumeCommand::Prune(args) => prune(args, context).await,
+        VolumeCommand::Snapshot(command) => snapshot::run(command, context).await,
     }
 }
 
@@ -278,6 +288,8 @@ pub(crate) async fn remove(args: VolumeRemove, context: &Context) -> Result<(), 
     let output = args.output.output;
     each(&args.names, output, async |name| {
         let path = routes::with_name(routes::VOLUME, name.as_str());
+        let query = args.force.then_some(RemoveQuery { force: true });
+        let path = query.map_or(Ok(path.clone()), |query| with_query(&path, &query))?;
         let reply: IdReply = context.client.change(Method::DELETE, &path).await?;
         print::reply(&reply, &reply.id, output)
     })

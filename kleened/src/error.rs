@@ -16,6 +16,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Kind {
     /// A volume.
     Volume,
+    /// A snapshot of a volume.
+    Snapshot,
     /// A container.
     Container,
     /// An image.
@@ -34,6 +36,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Volume => "volume",
+            Self::Snapshot => "snapshot",
             Self::Container => "container",
             Self::Image => "image",
             Self::Exec => "execution instance",
@@ -84,6 +87,29 @@ pub enum Error {
         name: String,
         /// The id of the object that has it.
         by: String,
+    },
+    /// There is such an object already.
+    #[error("{kind} {name} already exists")]
+    Exists {
+        /// The kind.
+        kind: Kind,
+        /// The name.
+        name: String,
+    },
+    /// The volume has snapshots, which would go with it.
+    #[error(
+        "volume {volume} has {}snapshots, {}: {}",
+        if *.protected { "protected " } else { "" },
+        .snapshots.join(", "),
+        if *.protected { "unprotect them first" } else { "remove them first, or the volume with them by force" }
+    )]
+    HasSnapshots {
+        /// The volume.
+        volume: String,
+        /// The snapshots.
+        snapshots: Vec<String>,
+        /// That they can't go.
+        protected: bool,
     },
     /// Something uses the object.
     #[error("{kind} {name} is in use: {}", .users.join(", "))]
@@ -224,9 +250,9 @@ impl Error {
         match self {
             Self::Name(_) | Self::Mount(_) | Self::Invalid(_) => ErrorCode::Invalid,
             Self::NotFound { .. } => ErrorCode::NotFound,
-            Self::Conflict { .. } | Self::Taken { .. } => ErrorCode::Conflict,
+            Self::Conflict { .. } | Self::Taken { .. } | Self::Exists { .. } => ErrorCode::Conflict,
             Self::InUse { .. } => ErrorCode::InUse,
-            Self::State { .. } => ErrorCode::WrongState,
+            Self::State { .. } | Self::HasSnapshots { .. } => ErrorCode::WrongState,
             Self::Denied(_) => ErrorCode::Denied,
             Self::Unsupported(_) => ErrorCode::Unsupported,
             Self::Stopping | Self::Cancelled => ErrorCode::Unavailable,

@@ -16,7 +16,7 @@ fn stride() -> usize {
 /// the call and after it, and at each step inside the driver, until it comes to its end. After each kill
 /// the daemon is started again and `check` looks at what is there; after the last, at the verb's success.
 /// `reset` goes back.
-fn kill_at_every_call(
+pub(crate) fn kill_at_every_call(
     prepare: &str,
     verb: &str,
     check: impl Fn(&Daemon, Option<i32>),
@@ -172,7 +172,12 @@ fn naming_and_saving_images() {
 /// Runs `verb` with its 1st, 2nd, 3rd… storage call failing, before it took effect and after, until
 /// it succeeds. After each failure a repeat succeeds; `check` looks at what is there before it and
 /// after it. `reset` goes back.
-fn fail_at_every_call(prepare: &[&str], verb: &str, check: impl Fn(&Daemon, bool), reset: &[&str]) {
+pub(crate) fn fail_at_every_call(
+    prepare: &[&str],
+    verb: &str,
+    check: impl Fn(&Daemon, bool),
+    reset: &[&str],
+) {
     for moment in ["before", "after"] {
         let mut daemon = Daemon::start();
         daemon.import(&busybox());

@@ -10,5 +10,6 @@ mod create;
 mod fill;
 mod hostile;
 mod init;
+mod snapshots;
 mod unsettled;
 mod volumes;

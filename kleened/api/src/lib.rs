@@ -13,6 +13,7 @@ pub mod name;
 pub mod operation;
 pub mod routes;
 mod size;
+pub mod snapshot;
 pub mod stream;
 pub mod system;
 mod timestamp;
@@ -23,13 +24,13 @@ mod lenient;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ErrorBody, ErrorCode};
-pub use name::{ContainerName, Id, ImageRef, NameError, VolumeName, check_variable};
+pub use name::{ContainerName, Id, ImageRef, NameError, SnapshotName, VolumeName, check_variable};
 pub use size::{Ratio, Size};
 pub use timestamp::Timestamp;
 
 /// The answer of every verb that made, changed or removed one object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdReply {
-    /// The id of the object; of a volume its name.
+    /// The id of the object; of a volume its name, of a snapshot `VOLUME@NAME`.
     pub id: String,
 }

@@ -23,6 +23,8 @@ pub struct NameError {
 const NAME_RULE: &str =
     "a name has 1 to 128 bytes, starts with a letter or digit, and holds only A-Z a-z 0-9 _ . -";
 const ID_RULE: &str = "an id has 12 lower-case hexadecimal digits, not all of them decimal";
+const COMPONENT_RULE: &str = "a name has 1 to 63 characters, holds only a-z 0-9 -, starts and ends with a letter or digit, \
+     and has no two '-' in a row";
 const REFERENCE_RULE: &str = "an image reference is NAME[:TAG][@SNAPSHOT], and NAME, TAG and SNAPSHOT start with a letter or \
      digit and hold only A-Z a-z 0-9 _ . -";
 
@@ -33,6 +35,16 @@ pub fn is_name(text: &str) -> bool {
     bytes.len() <= MAX_NAME
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+/// Whether `text` has 1–63 characters of `a-z0-9-`, begins and ends with another than `-`, and has no `--`.
+#[must_use]
+pub fn is_component(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && !text.contains("--")
 }
 
 macro_rules! checked_string {
@@ -94,6 +106,10 @@ macro_rules! checked_string {
 checked_string!(
     /// The name of a volume, which is also its id.
     VolumeName, "volume name", NAME_RULE, is_name
+);
+checked_string!(
+    /// The name of a new snapshot. Those that others made may have other names.
+    SnapshotName, "snapshot name", COMPONENT_RULE, is_component
 );
 checked_string!(
     /// The name of a container. Unique among containers.

@@ -34,8 +34,21 @@ routes! {
     VOLUME_PRUNE = "/volumes/prune";
     /// GET [`InspectQuery`](crate::volume::InspectQuery): [`VolumeInspect`](crate::volume::VolumeInspect).
     VOLUME_INSPECT = "/volumes/{name}/inspect";
-    /// DELETE: the name.
+    /// DELETE [`RemoveQuery`](crate::volume::RemoveQuery): the name.
     VOLUME = "/volumes/{name}";
+    /// GET [`SnapshotFilter`](crate::snapshot::SnapshotFilter): the snapshots of volumes, by volume,
+    /// oldest first.
+    SNAPSHOT_LIST = "/snapshots/list";
+    /// POST [`SnapshotConfig`](crate::snapshot::SnapshotConfig): 201 with the snapshots as `VOLUME@NAME`.
+    SNAPSHOT_CREATE = "/snapshots/create";
+    /// GET: [`Snapshot`](crate::snapshot::Snapshot). Here and below the name is `VOLUME@NAME`.
+    SNAPSHOT_INSPECT = "/snapshots/{name}/inspect";
+    /// POST [`SnapshotRename`](crate::snapshot::SnapshotRename): the new name.
+    SNAPSHOT_RENAME = "/snapshots/{name}/rename";
+    /// POST [`SnapshotProtect`](crate::snapshot::SnapshotProtect): the name.
+    SNAPSHOT_PROTECT = "/snapshots/{name}/protect";
+    /// DELETE: the name.
+    SNAPSHOT = "/snapshots/{name}";
     /// GET [`ListQuery`](crate::container::ListQuery): the containers, newest first.
     CONTAINER_LIST = "/containers/list";
     /// POST [`ContainerConfig`](crate::container::ContainerConfig): 201 with the id.

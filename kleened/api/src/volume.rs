@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::mount::MountPoint;
+use crate::snapshot::Snapshot;
 use crate::{Ratio, Size, Timestamp, VolumeName};
 
 /// What a new volume shall be. Absent fields leave the choice to the daemon, and are not compared
@@ -191,6 +192,17 @@ pub struct VolumeInspect {
     pub volume: Volume,
     /// Which containers name it, where, and how.
     pub mountpoints: Vec<MountPoint>,
+    /// Its snapshots, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// How a volume is to be removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveQuery {
+    /// With its snapshots, unless one is protected.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What inspect shall show.

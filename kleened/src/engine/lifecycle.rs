@@ -196,7 +196,7 @@ impl Engine {
             log_failure(format_args!("remove container {id}"), self.destroy_container(id));
             for name in own {
                 // One that another container names by now stays.
-                log_failure(format_args!("remove volume {name}"), self.remove_volume(&name));
+                log_failure(format_args!("remove volume {name}"), self.remove_volume(&name, false));
             }
         }
         run.send_replace(Run::Stopped(exited));

@@ -10,6 +10,7 @@
 //! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
 //! | `create`, `update` | images made of what there is elsewhere |
+//! | `snapshot` | snapshots of volumes |
 //! | `adopt` | datasets of others that become volumes |
 //! | `populate` | first-use content |
 //! | `profile` | properties for one kind of content |
@@ -35,6 +36,7 @@ mod populate;
 mod profile;
 mod record;
 mod recover;
+mod snapshot;
 mod update;
 mod volume;
 
@@ -243,7 +245,12 @@ impl Engine {
             };
             match done {
                 Ok(()) => removed.push(item.to_string()),
-                Err(Error::InUse { .. } | Error::State { .. } | Error::NotFound { .. }) => {}
+                Err(
+                    Error::InUse { .. }
+                    | Error::State { .. }
+                    | Error::HasSnapshots { .. }
+                    | Error::NotFound { .. },
+                ) => {}
                 Err(error) => errors.push(error),
             }
         }

@@ -89,7 +89,16 @@ impl Engine {
                 Err(error) => return Err(Error::storage("measure volume", name)(error)),
             }
         }
-        Ok(VolumeInspect { volume, mountpoints })
+        let name = name.to_owned();
+        let snapshots = match volume.error {
+            Some(_) => Vec::new(),
+            None => match self.look(move |engine| engine.snapshots_of(&name, query.size)).await? {
+                // It is on its way, or went just now.
+                Err(Error::NotFound { .. }) => Vec::new(),
+                snapshots => snapshots?,
+            },
+        };
+        Ok(VolumeInspect { volume, mountpoints, snapshots })
     }
 
     /// There is a volume of that name. Where there was one with the same parameters, as far as they
@@ -163,19 +172,20 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::InUse`], naming each container that has it, where, and how.
-    pub fn remove_volume(self: &Arc<Self>, name: &str) -> Result<Pending<String>> {
+    /// [`Error::NotFound`]; [`Error::InUse`], naming each container that has it, where, and how;
+    /// [`Error::HasSnapshots`] unless `force` is with them.
+    pub fn remove_volume(self: &Arc<Self>, name: &str, force: bool) -> Result<Pending<String>> {
         self.catalogue().contains_volume(name)?;
         let name: VolumeName = name.parse()?;
         let subject = name.to_string();
         let wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
         Ok(self.begin(format!("remove volume {name}"), &subject, wanted, move |engine, _| {
-            engine.destroy_volume(&name)?;
+            engine.destroy_volume(&name, force)?;
             Ok(name.to_string())
         }))
     }
 
-    fn destroy_volume(&self, name: &VolumeName) -> Result<()> {
+    fn destroy_volume(&self, name: &VolumeName, force: bool) -> Result<()> {
         // Another dataset may stand in its place, which is somebody else's.
         self.notice(name)?;
         {
@@ -200,6 +210,7 @@ impl Engine {
                 None => catalogue.unused(name.as_str())?,
             }
         }
+        self.without_snapshots(name, force)?;
         match self.storage.destroy(&DatasetPath::volume(name)) {
             // Somebody took it away behind the daemon's back: it is gone all the same.
             Ok(_) | Err(storage::Error::NotFound(_)) => {
@@ -210,20 +221,25 @@ impl Engine {
         }
     }
 
-    /// No volume is left that no container names. The answer lists them; with `dry_run` it lists
+    /// No volume is left that no container names and that has no snapshots made here. The answer lists them; with `dry_run` it lists
     /// those that would go, and they stay. One that can't be removed does not keep the others.
     pub fn prune_volumes(self: &Arc<Self>, dry_run: bool) -> Pending<Vec<String>> {
         self.begin("prune volumes".into(), "", Vec::new(), move |engine, _| {
             engine.runtime.block_on(engine.know_all())?;
-            let unused: Vec<String> = {
+            let mut unused: Vec<String> = {
                 let catalogue = engine.catalogue();
                 let unused = |(name, entry): &(&String, &VolumeEntry)| {
                     entry.fault.is_none() && catalogue.unused(name).is_ok()
                 };
                 catalogue.volumes.iter().filter(unused).map(|(name, _)| name.clone()).collect()
             };
+            unused.retain(|name| {
+                let free = name.parse().map_err(Error::from);
+                let free = free.and_then(|name| engine.without_snapshots(&name, false));
+                !matches!(free, Err(Error::HasSnapshots { .. }))
+            });
             let key = |name: &String| Key::Volume(name.clone());
-            engine.prune(unused, dry_run, key, |name| engine.destroy_volume(&name.parse()?))
+            engine.prune(unused, dry_run, key, |name| engine.destroy_volume(&name.parse()?, false))
         })
     }
 }

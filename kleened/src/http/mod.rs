@@ -15,6 +15,7 @@ mod network;
 mod operation;
 mod prefer;
 mod request;
+mod snapshot;
 mod socket;
 mod system;
 mod transfer;
@@ -118,6 +119,7 @@ fn router(server: &Arc<Server>) -> Router {
     let groups = [
         system::routes,
         volume::routes,
+        snapshot::routes,
         container::routes,
         exec::routes,
         image::routes,

@@ -80,6 +80,12 @@ verbs! {
     VolumePrune       POST   routes::VOLUME_PRUNE,       Change, 200, kleene(500, 500, 500);
     VolumeInspect     GET    routes::VOLUME_INSPECT,     Read,   200, kleene(404, 404, 500);
     VolumeRemove      DELETE routes::VOLUME,             Change, 200, kleene(404, 404, 500);
+    SnapshotList      GET    routes::SNAPSHOT_LIST,      Read,   200, None;
+    SnapshotCreate    POST   routes::SNAPSHOT_CREATE,    Change, 201, None;
+    SnapshotInspect   GET    routes::SNAPSHOT_INSPECT,   Read,   200, None;
+    SnapshotRename    POST   routes::SNAPSHOT_RENAME,    Change, 200, None;
+    SnapshotProtect   POST   routes::SNAPSHOT_PROTECT,   Change, 200, None;
+    SnapshotRemove    DELETE routes::SNAPSHOT,           Change, 200, None;
     ContainerList     GET    routes::CONTAINER_LIST,     Read,   200, kleene(500, 500, 500);
     ContainerCreate   POST   routes::CONTAINER_CREATE,   Change, 201, kleene(404, 404, 500);
     ContainerPrune    POST   routes::CONTAINER_PRUNE,    Change, 200, kleene(500, 500, 500);

@@ -1,7 +1,9 @@
 //! Volumes.
 
 use axum::response::Response;
-use kleened_api::volume::{AdoptConfig, InspectQuery, PruneQuery, VolumeConfig, VolumeFilter};
+use kleened_api::volume::{
+    AdoptConfig, InspectQuery, PruneQuery, RemoveQuery, VolumeConfig, VolumeFilter,
+};
 
 use super::Routes;
 use super::prefer::Call;
@@ -52,6 +54,6 @@ async fn inspect(call: Call, Name(name): Name, Query(query): Query<InspectQuery>
     call.found(call.engine.volume(&name, query).await)
 }
 
-async fn remove(call: Call, Name(name): Name) -> Response {
-    call.changed(call.engine.remove_volume(&name)).await
+async fn remove(call: Call, Name(name): Name, Query(query): Query<RemoveQuery>) -> Response {
+    call.changed(call.engine.remove_volume(&name, query.force)).await
 }

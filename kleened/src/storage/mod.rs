@@ -22,7 +22,7 @@ use std::str::FromStr;
 use kleened_api::volume::{Mode, Owner};
 use kleened_api::{Id, VolumeName};
 
-pub use snapshot::{Snapshot, SnapshotPath, Snapshots};
+pub use snapshot::{INTERNAL, Snapshot, SnapshotPath, Snapshots};
 
 /// How to open a driver: its name in the configuration, what it is for, and the function that opens
 /// the root, making what is missing there.

@@ -23,6 +23,10 @@ impl fmt::Display for SnapshotPath {
     }
 }
 
+/// What the names of the program's own snapshots begin with, which are there for a while. No person can
+/// give such a name: it has two `-` in a row.
+pub const INTERNAL: &str = "kleene--";
+
 /// A snapshot that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
