@@ -10,6 +10,7 @@ use kleened_api::Timestamp;
 use kleened_sys::zfs::{Error as SysError, Kind, NvList, Snapshot as Found};
 use time::OffsetDateTime;
 
+use super::super::fault::point;
 use super::super::{DatasetPath, DatasetSpec, Error, Result, Snapshot, SnapshotPath, Snapshots};
 use super::record;
 use super::{Zfs, failed};
@@ -98,6 +99,7 @@ impl Snapshots for Zfs {
         if !record.is_empty() {
             record::put(&mut properties, record).map_err(|e| failed("snapshot", first, e))?;
         }
+        point();
         self.zfs.snapshot(&texts, &properties).map_err(|error| {
             let to_blame = error.failed().iter().find_map(|item| {
                 let of = |snapshot: &&SnapshotPath| item.name.ends_with(&format!("/{snapshot}"));
@@ -140,6 +142,7 @@ impl Snapshots for Zfs {
             }
             Err(error) => return Err(failed("look up", snapshot, error)),
         }
+        point();
         match self.zfs.destroy_snapshots(&[&name], false) {
             Ok(()) => Ok(true),
             // It has clones.
