@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use hyper::Method;
+use kleened_api::attach::{AttachConfig, DetachConfig};
+use kleened_api::mount::MountOptions;
 use kleened_api::volume::{
-    AdoptConfig, InspectQuery, Mode, Owner, Profile, PruneQuery, RemoveQuery, Volume, VolumeConfig,
-    VolumeFilter,
+    AccessRule, AdoptConfig, InspectQuery, Mode, Owner, Profile, PruneQuery, RemoveQuery, Volume,
+    VolumeConfig, VolumeFilter,
 };
-use kleened_api::{IdReply, Size, Timestamp, VolumeName, routes};
+use kleened_api::{ContainerName, IdReply, Size, Timestamp, VolumeName, routes};
 use serde::Deserialize;
 
 use crate::cli::{Inspect, ListOutput, Output, Prune, key_value};
@@ -31,6 +34,17 @@ pub(crate) enum VolumeCommand {
     Inspect(VolumeInspect),
     /// List the profiles: properties that suit one kind of content.
     Profiles(Output),
+    /// Attach a volume to a container, which may run.
+    ///
+    /// Its processes see it at once. Where the container has it so already, nothing happens. A volume that
+    /// is empty and was never filled gets what the container has at the path. As zomg data attach; --path is
+    /// --at with Unikraft.
+    Attach(VolumeAttach),
+    /// Detach a volume from a container, which may run.
+    ///
+    /// Where the container has it not, nothing happens. While a process in the container has something of it
+    /// open, it stays, and nothing changes. As zomg data detach.
+    Detach(VolumeDetach),
     /// Remove volumes. A volume that a container names is not removed, nor without --force one that has
     /// snapshots which klee made.
     Rm(VolumeRemove),
@@ -68,6 +82,55 @@ pub(crate) struct VolumeCreate {
     /// before the profile's.
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = key_value)]
     pub(crate) properties: Vec<(String, String)>,
+    /// Which mounts of it there can be beside each other: any, or either many read-only or one
+    /// read-write. Containers that don't run count. [default: shared]
+    #[arg(long, value_name = "RULE", value_parser = access_rule())]
+    pub(crate) access: Option<AccessRule>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeAttach {
+    /// The volume.
+    pub(crate) volume: VolumeName,
+    /// The container.
+    pub(crate) container: ContainerName,
+    /// Where it shall be in the container: an absolute path without '..', not the root, and not in
+    /// /dev, /proc or /sys.
+    #[arg(long)]
+    pub(crate) path: String,
+    /// Nothing in it can be written there.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// An empty volume stays empty.
+    #[arg(long)]
+    pub(crate) nocopy: bool,
+    /// A path in the volume, of which alone the container sees what is there and below.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) subpath: Option<String>,
+    /// Set-user-id and set-group-id bits in it have no effect.
+    #[arg(long)]
+    pub(crate) nosuid: bool,
+    /// No program in it can be executed.
+    #[arg(long)]
+    pub(crate) noexec: bool,
+    /// No symbolic link in it is followed.
+    #[arg(long)]
+    pub(crate) nosymfollow: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeDetach {
+    /// The volume.
+    pub(crate) volume: VolumeName,
+    /// The container.
+    pub(crate) container: ContainerName,
+    /// Where it is in the container; without it, it is detached wherever it is there.
+    #[arg(long)]
+    pub(crate) path: Option<String>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -119,6 +182,12 @@ pub(crate) struct VolumeRemove {
     pub(crate) output: Output,
 }
 
+fn access_rule() -> impl TypedValueParser<Value = AccessRule> {
+    PossibleValuesParser::new(AccessRule::ALL.map(AccessRule::as_str)).map(|text| {
+        AccessRule::ALL.into_iter().find(|rule| rule.as_str() == text).unwrap_or_default()
+    })
+}
+
 impl Listed for Volume {
     const COLUMNS: &'static [&'static str] = &["VOLUME NAME", "CREATED"];
     const FIELDS: &'static [&'static str] = &[
@@ -134,6 +203,7 @@ impl Listed for Volume {
         "reserve",
         "profile",
         "properties",
+        "access",
         "changed",
         "usage",
         "populated",
@@ -207,6 +277,8 @@ pub(crate) async fn run(command: VolumeCommand, context: &Context) -> Result<(),
         VolumeCommand::Ls(args) => list(args, context).await,
         VolumeCommand::Inspect(args) => inspect(args, context).await,
         VolumeCommand::Profiles(output) => profiles(output, context).await,
+        VolumeCommand::Attach(args) => attach(args, context).await,
+        VolumeCommand::Detach(args) => detach(args, context).await,
         VolumeCommand::Rm(args) => remove(args, context).await,
         VolumeCommand::Prune(args) => prune(args, context).await,
         VolumeCommand::Snapshot(command) => snapshot::run(command, context).await,
@@ -225,6 +297,7 @@ async fn create(args: VolumeCreate, context: &Context) -> Result<(), Failure> {
         reserve: args.reserve,
         profile: args.profile,
         properties: (!properties.is_empty()).then_some(properties),
+        access: args.access,
     };
     let reply: IdReply = context.client.post(routes::VOLUME_CREATE, &config).await?;
     print::reply(&reply, &reply.id, args.output.output)
@@ -233,6 +306,29 @@ async fn create(args: VolumeCreate, context: &Context) -> Result<(), Failure> {
 async fn adopt(args: VolumeAdopt, context: &Context) -> Result<(), Failure> {
     let config = AdoptConfig { dataset: args.dataset, name: args.name };
     let reply: IdReply = context.client.post(routes::VOLUME_ADOPT, &config).await?;
+    print::reply(&reply, &reply.id, args.output.output)
+}
+
+async fn attach(args: VolumeAttach, context: &Context) -> Result<(), Failure> {
+    let VolumeAttach { nosuid, noexec, nosymfollow, .. } = args;
+    let config = AttachConfig {
+        container: args.container.to_string(),
+        destination: args.path,
+        read_only: args.read_only,
+        nocopy: args.nocopy,
+        subpath: args.subpath,
+        options: MountOptions { nosuid, noexec, nosymfollow },
+    };
+    config.mount(args.volume.as_str()).map_err(Failure::usage)?;
+    let path = routes::with_name(routes::VOLUME_ATTACH, args.volume.as_str());
+    let reply: IdReply = context.client.post(&path, &config).await?;
+    print::reply(&reply, &reply.id, args.output.output)
+}
+
+async fn detach(args: VolumeDetach, context: &Context) -> Result<(), Failure> {
+    let config = DetachConfig { container: args.container.to_string(), destination: args.path };
+    let path = routes::with_name(routes::VOLUME_DETACH, args.volume.as_str());
+    let reply: IdReply = context.client.post(&path, &config).await?;
     print::reply(&reply, &reply.id, args.output.output)
 }
 
@@ -323,6 +419,7 @@ mod tests {
             reserve: Some(Size(1)),
             profile: Some(String::new()),
             properties: BTreeMap::from([(String::new(), String::new())]),
+            access: AccessRule::Shared,
             changed: [("recordsize".to_owned(), "4K".to_owned())].into(),
             usage: Some(VolumeUsage {
                 used: Size(1),

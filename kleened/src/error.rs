@@ -121,6 +121,34 @@ pub enum Error {
         /// By what, how.
         users: Vec<String>,
     },
+    /// The volume's access rule does not let the container have it beside others.
+    #[error("volume {volume} is single-writer, for many read-only mounts or one read-write: {}", .holders.join(", "))]
+    SingleWriter {
+        /// The volume.
+        volume: String,
+        /// The mounts that are in the way.
+        holders: Vec<String>,
+    },
+    /// The volume is in the container already, and otherwise.
+    #[error("volume {volume} is already attached to container {container} with {}", join(.differences))]
+    Attached {
+        /// The volume.
+        volume: String,
+        /// The container's name.
+        container: String,
+        /// What differs.
+        differences: Vec<Difference>,
+    },
+    /// Something else is at the path.
+    #[error("mount path {path} is already in use: container {container} has {by}")]
+    PathInUse {
+        /// The path.
+        path: String,
+        /// The container's name.
+        container: String,
+        /// What is there.
+        by: String,
+    },
     /// The object is not in a state in which this can be done.
     #[error("{kind} {name} {state}")]
     State {
@@ -197,7 +225,7 @@ pub struct Difference {
 
 fn join(differences: &[Difference]) -> String {
     let text = |Difference { field, present, wanted }: &Difference| {
-        let other = if field.ends_with('s') { "other" } else { "another" };
+        let other = if field.ends_with('s') && *field != "access" { "other" } else { "another" };
         format!("{other} {field}: it has {present}, {wanted} was asked for")
     };
     differences.iter().map(text).collect::<Vec<_>>().join("; ")
@@ -250,8 +278,12 @@ impl Error {
         match self {
             Self::Name(_) | Self::Mount(_) | Self::Invalid(_) => ErrorCode::Invalid,
             Self::NotFound { .. } => ErrorCode::NotFound,
-            Self::Conflict { .. } | Self::Taken { .. } | Self::Exists { .. } => ErrorCode::Conflict,
-            Self::InUse { .. } => ErrorCode::InUse,
+            Self::Conflict { .. }
+            | Self::Taken { .. }
+            | Self::Exists { .. }
+            | Self::Attached { .. }
+            | Self::PathInUse { .. } => ErrorCode::Conflict,
+            Self::InUse { .. } | Self::SingleWriter { .. } => ErrorCode::InUse,
             Self::State { .. } | Self::HasSnapshots { .. } => ErrorCode::WrongState,
             Self::Denied(_) => ErrorCode::Denied,
             Self::Unsupported(_) => ErrorCode::Unsupported,

@@ -36,7 +36,7 @@ fn answers_have_their_shapes() {
     let volume = json!({
         "name": "v", "dataset": "<dataset>/volumes/v", "mountpoint": "<root>/volumes/v",
         "created": "<time>", "labels": {"a": "1", "b": "2"}, "state": "available",
-        "owner": "80:81", "mode": "0750",
+        "owner": "80:81", "mode": "0750", "access": "shared",
     });
     shape(&daemon, "GET /volumes/list", Value::Null, (200, json!([volume])));
     shape(

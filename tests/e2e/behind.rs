@@ -133,7 +133,7 @@ fn a_volume_with_snapshots_is_never_replaced() {
 }
 
 /// The file with the record of a volume of the `dir` driver.
-fn record(daemon: &Daemon, name: &str) -> PathBuf {
+pub(crate) fn record(daemon: &Daemon, name: &str) -> PathBuf {
     let data = fs::read_link(daemon.volume(name)).unwrap();
     daemon.root().join("volumes").join(data).parent().unwrap().join("record")
 }

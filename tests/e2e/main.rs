@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
 mod adopt;
+mod attach;
 mod behind;
 mod containers;
 mod crash;

@@ -148,6 +148,19 @@ pub(crate) fn answer(request: &Request) -> Reply {
                 name => made(name.unwrap_or("amazing_albattani")),
             }
         }
+        ("POST", ["volumes", "data", "attach"]) => refused(
+            409,
+            "conflict",
+            "mount path /srv is already in use: container web has volume site there",
+            &[],
+        ),
+        ("POST", ["volumes", "data", "detach"]) => refused(
+            409,
+            "in_use",
+            "cannot detach volume data",
+            &["cannot unmount /volumes/data on /srv: a process in the container has a file open"],
+        ),
+        ("POST", ["volumes", name, "attach" | "detach"]) => Reply::Json(200, json!({ "id": name })),
         ("POST", ["volumes", "adopt"]) => {
             let body: Value = serde_json::from_slice(&request.body).unwrap();
             match body["dataset"].as_str() {

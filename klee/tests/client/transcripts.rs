@@ -58,6 +58,18 @@ fn volumes() {
          volume adopt tank/data/pg --name db -o json
          volume adopt other/pg
          volume adopt tank/data/pg --name a/b
+         volume create new --access single-writer
+         volume create new --access alone
+         volume attach my-vol web --path /srv/data
+         volume attach my-vol web --path /srv --read-only --nocopy --subpath a/b --noexec -o json
+         volume attach data web --path /srv
+         volume attach my-vol web
+         volume attach my-vol web --path srv
+         volume attach my-vol web --path /sys/x
+         volume attach a/b web --path /srv
+         volume detach my-vol web
+         volume detach my-vol web --path /srv
+         volume detach data web
          volume profiles
          volume profiles -o json
          volume inspect data

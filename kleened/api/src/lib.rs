@@ -4,6 +4,7 @@
 //! accepts is a name that the daemon accepts. The shapes are those of Kleene's REST API; fields
 //! that Kleene does not know are additions and always optional in requests.
 
+pub mod attach;
 pub mod container;
 pub mod error;
 pub mod exec;

@@ -201,7 +201,8 @@ pub fn checked(mounts: Vec<MountPointConfig>) -> Result<Vec<MountPointConfig>, M
 
 /// The path without repeated slashes, trailing slashes and `.`; `None` unless it is absolute,
 /// free of `..` and of NUL, and short enough for the kernel.
-fn normal_path(path: &str) -> Option<String> {
+#[must_use]
+pub fn normal_path(path: &str) -> Option<String> {
     if !path.starts_with('/') || path.contains('\0') || path.len() >= 1024 {
         return None;
     }

@@ -34,6 +34,10 @@ routes! {
     VOLUME_PRUNE = "/volumes/prune";
     /// GET [`InspectQuery`](crate::volume::InspectQuery): [`VolumeInspect`](crate::volume::VolumeInspect).
     VOLUME_INSPECT = "/volumes/{name}/inspect";
+    /// POST [`AttachConfig`](crate::attach::AttachConfig): the name.
+    VOLUME_ATTACH = "/volumes/{name}/attach";
+    /// POST [`DetachConfig`](crate::attach::DetachConfig): the name.
+    VOLUME_DETACH = "/volumes/{name}/detach";
     /// DELETE [`RemoveQuery`](crate::volume::RemoveQuery): the name.
     VOLUME = "/volumes/{name}";
     /// GET [`SnapshotFilter`](crate::snapshot::SnapshotFilter): the snapshots of volumes, by volume,

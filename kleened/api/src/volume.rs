@@ -38,6 +38,40 @@ pub struct VolumeConfig {
     /// Properties of its dataset. They come before those of the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub properties: Option<BTreeMap<String, String>>,
+    /// Which mounts of it there can be beside each other; [`AccessRule::Shared`] where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<AccessRule>,
+}
+
+/// Which mounts of a volume there can be beside each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AccessRule {
+    /// Any.
+    #[default]
+    Shared,
+    /// Any number of read-only ones, or one alone that can write.
+    SingleWriter,
+}
+
+impl AccessRule {
+    /// Every rule.
+    pub const ALL: [Self; 2] = [Self::Shared, Self::SingleWriter];
+
+    /// The name in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::SingleWriter => "single-writer",
+        }
+    }
+}
+
+impl fmt::Display for AccessRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What dataset shall become a volume.
@@ -88,6 +122,9 @@ pub struct Volume {
     /// What others changed of these since, by ZFS's names, with what it is now; where it is inspected.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub changed: BTreeMap<String, String>,
+    /// Which mounts of it there can be beside each other.
+    #[serde(default)]
+    pub access: AccessRule,
     /// How much space it takes now, where that was asked for or is known without looking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<VolumeUsage>,

@@ -7,7 +7,7 @@ use std::fmt;
 use kleened_api::container::{Container, ContainerSummary};
 use kleened_api::image::Image;
 use kleened_api::mount::{MountPoint, MountPointConfig, MountType};
-use kleened_api::volume::{Volume, VolumeFilter, VolumeState};
+use kleened_api::volume::{AccessRule, Volume, VolumeFilter, VolumeState};
 use kleened_api::{Id, ImageRef, VolumeName};
 use tokio::sync::watch;
 
@@ -95,6 +95,11 @@ impl ContainerEntry {
         matches!(*self.run.borrow(), Run::Running(_))
     }
 
+    /// The volumes that it names.
+    pub(super) fn volume_names(&self) -> BTreeSet<String> {
+        self.volumes().map(|mount| mount.source.clone()).collect()
+    }
+
     /// Its mounts of volumes.
     pub(super) fn volumes(&self) -> impl Iterator<Item = &MountPointConfig> {
         self.record.mounts.iter().filter(|mount| mount.kind == MountType::Volume)
@@ -123,19 +128,49 @@ impl Catalogue {
     ///
     /// [`Error::InUse`], naming each container, where it has it, and how.
     pub(super) fn unused(&self, volume: &str) -> Result<()> {
-        let users: Vec<String> = self
-            .users(volume)
-            .into_iter()
-            .map(|(id, entry, mount)| {
-                let state = if entry.is_running() { "running" } else { "stopped" };
-                let how = if mount.read_only { "read-only" } else { "read-write" };
-                format!(
-                    "{state} container {} ({id}) has it at {} {how}",
-                    entry.record.name, mount.destination
-                )
-            })
-            .collect();
+        let users = self.users(volume).into_iter();
+        let users = users.map(|(id, entry, mount)| user(id, entry, mount)).collect();
         self.refuse_users(Kind::Volume, volume, users)
+    }
+
+    /// That the volume's rule lets the container have it by these mounts, beside the others that have it;
+    /// of these with `running` those alone that run. The caller holds the volume's lock.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SingleWriter`], naming each mount that is in the way.
+    pub(super) fn admits(
+        &self,
+        volume: &str,
+        container: &Id,
+        mounts: &[MountPointConfig],
+        running: bool,
+    ) -> Result<()> {
+        if self.volume(volume)?.record.access == AccessRule::Shared {
+            return Ok(());
+        }
+        let is_its =
+            |mount: &&MountPointConfig| mount.kind == MountType::Volume && mount.source == volume;
+        let own: Vec<_> = mounts.iter().filter(is_its).collect();
+        let writes = own.iter().any(|mount| !mount.read_only);
+        // Of two that are being made together the first to have the lock gets it.
+        let counts = |entry: &ContainerEntry| entry.ready && (!running || entry.is_running());
+        let in_the_way = |(id, entry, mount): &(&Id, &ContainerEntry, &MountPointConfig)| {
+            *id != container && counts(entry) && (writes || !mount.read_only)
+        };
+        let others = self.users(volume).into_iter().filter(in_the_way);
+        let mut holders: Vec<String> =
+            others.map(|(id, entry, mount)| user(id, entry, mount)).collect();
+        if let [one, _, ..] = own[..]
+            && writes
+        {
+            let at = &one.destination;
+            holders.push(format!("the container itself has it at {at} too"));
+        }
+        if holders.is_empty() || own.is_empty() {
+            return Ok(());
+        }
+        Err(Error::SingleWriter { volume: volume.to_owned(), holders })
     }
 
     /// That there are no users, and none that nobody knows of.
@@ -357,6 +392,18 @@ impl Catalogue {
     }
 }
 
+/// A container that has a volume, and how.
+fn user(id: &Id, entry: &ContainerEntry, mount: &MountPointConfig) -> String {
+    let state = if entry.is_running() { "running" } else { "stopped" };
+    let how = access(mount);
+    format!("{state} container {} ({id}) has it at {} {how}", entry.record.name, mount.destination)
+}
+
+/// Whether it can be written.
+pub(super) fn access(mount: &MountPointConfig) -> &'static str {
+    if mount.read_only { "read-only" } else { "read-write" }
+}
+
 /// The one id that begins with `prefix`.
 fn by_prefix<'a>(
     kind: Kind,
@@ -402,6 +449,7 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
         reserve: record.reserve,
         profile: record.profile,
         properties: record.properties,
+        access: record.access,
         changed: BTreeMap::new(),
         usage: None,
         populated: record.populated,

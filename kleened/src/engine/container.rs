@@ -142,7 +142,7 @@ impl Engine {
     }
 
     /// That the record can be stored and, as far as can be said before, started.
-    fn check_record(&self, record: &ContainerRecord) -> Result<()> {
+    pub(super) fn check_record(&self, record: &ContainerRecord) -> Result<()> {
         let name = &record.name;
         self.platform
             .check(record.network_driver, &record.jail_param)
@@ -247,6 +247,7 @@ impl Engine {
         let root = File::open(&path).map_err(Error::io("create container", &record.name))?;
         for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
             self.ensure_volume(&mount.source.parse()?, id)?;
+            self.catalogue().admits(&mount.source, id, &record.mounts, false)?;
             self.populate(id, &record.image_id, root.as_fd(), mount, progress)?;
         }
         drop(root);

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use kleened_api::Id;
+use kleened_api::mount::MountPointConfig;
 use kleened_sys::fs;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,10 @@ pub(super) enum Intent {
     DiscardContainer { id: Id, volumes: Vec<String> },
     /// Put the filled dataset `fresh` into the place of the volume, which steps aside as `old`.
     Populate { volume: String, fresh: Id, old: Id },
+    /// Mount it in a container that runs, which then has it.
+    Attach { container: Id, mount: MountPointConfig },
+    /// Unmount it in a container that runs, which then has it no more.
+    Detach { container: Id, mount: MountPointConfig },
     /// Make an image of a snapshot of others' dataset, which is made for it and goes with it.
     CreateImage { id: Id, snapshot: String },
     /// Run freebsd-update in a container on an image that is being made.

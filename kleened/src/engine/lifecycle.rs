@@ -36,14 +36,22 @@ impl Engine {
         start: StartAs,
     ) -> Result<Pending<Option<UnixStream>>> {
         let mut wanted = vec![(Key::Container(id.clone()), Access::Exclusive)];
-        for mount in &self.catalogue().entry(id)?.record.mounts {
-            if mount.kind == MountType::Volume {
-                wanted.push((Key::Volume(mount.source.clone()), Access::Shared));
-            }
-        }
+        let named = self.catalogue().entry(id)?.volume_names();
+        wanted.extend(named.iter().map(|name| (Key::Volume(name.clone()), Access::Shared)));
         let (id, what) = (id.clone(), format!("start container {id}"));
         let subject = id.to_string();
-        Ok(self.begin(what, &subject, wanted, move |engine, _| engine.launch_first(&id, start)))
+        Ok(self.begin(what, &subject, wanted, move |engine, _| {
+            let (now, name) = {
+                let catalogue = engine.catalogue();
+                let entry = catalogue.entry(&id)?;
+                (entry.volume_names(), entry.record.name.clone())
+            };
+            if !now.is_subset(&named) {
+                let state = "was given another volume just now: start it again";
+                return Err(Error::State { kind: Kind::Container, name, state });
+            }
+            engine.launch_first(&id, start)
+        }))
     }
 
     fn launch_first(self: &Arc<Self>, id: &Id, start: StartAs) -> Result<Option<UnixStream>> {
@@ -51,6 +59,7 @@ impl Engine {
         let record = self.catalogue().entry(id)?.record.clone();
         for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
             self.usable(&mount.source.parse()?)?;
+            self.catalogue().admits(&mount.source, id, &record.mounts, true)?;
         }
         let settings = self.settings();
         // How the last process ended is of no use any more.

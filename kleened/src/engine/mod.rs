@@ -12,6 +12,7 @@
 //! | `create`, `update` | images made of what there is elsewhere |
 //! | `snapshot` | snapshots of volumes |
 //! | `adopt` | datasets of others that become volumes |
+//! | `attach` | volumes of containers that are there |
 //! | `populate` | first-use content |
 //! | `profile` | properties for one kind of content |
 //! | `recover` | the start: finding what there is, replaying the journal, finding what runs |
@@ -21,6 +22,7 @@
 //! | `lock`, `operation` | verbs side by side, and verbs that take long |
 
 mod adopt;
+mod attach;
 mod catalogue;
 mod container;
 mod create;

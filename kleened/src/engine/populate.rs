@@ -171,7 +171,7 @@ impl Engine {
     }
 
     /// The root directory of a dataset, certainly not the empty one that it is mounted on.
-    fn open_root(&self, path: &DatasetPath) -> storage::Result<File> {
+    pub(super) fn open_root(&self, path: &DatasetPath) -> storage::Result<File> {
         self.storage.mount(path)?;
         let root = File::open(self.storage.mountpoint(path));
         root.map_err(|error| storage::Error::io("open", path, error))

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kleened_api::container::{NetworkDriver, RestartPolicy};
 use kleened_api::mount::MountPointConfig;
-use kleened_api::volume::{Mode, Owner, Populated};
+use kleened_api::volume::{AccessRule, Mode, Owner, Populated};
 use kleened_api::{Id, Size, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -42,9 +42,15 @@ pub(super) struct VolumeRecord {
     /// What its dataset was called before it was adopted. It is never replaced by another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub access: AccessRule,
     /// The container whose creation made it. Only that creation may take it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<Id>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl VolumeRecord {
@@ -61,6 +67,7 @@ impl VolumeRecord {
             properties: BTreeMap::new(),
             populated: None,
             adopted: None,
+            access: AccessRule::default(),
             made_for: None,
         }
     }

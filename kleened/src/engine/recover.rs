@@ -84,6 +84,8 @@ impl Engine {
                 Intent::CreateContainer { id, volumes } => self.replay_create(id, volumes),
                 Intent::DiscardContainer { id, volumes } => self.replay_discard(id, volumes),
                 Intent::Populate { volume, fresh, old } => self.replay_populate(volume, fresh, old),
+                Intent::Attach { container, mount } => self.replay_attach(container, mount),
+                Intent::Detach { container, mount } => self.replay_detach(container, mount),
                 Intent::CreateImage { id, snapshot } => self.replay_create_image(id, snapshot),
                 Intent::UpdateImage { id } => self.end_update(id),
             };
@@ -95,6 +97,9 @@ impl Engine {
                     Intent::Populate { volume, fresh, old } => {
                         unsettled.extend([fresh, old].map(DatasetPath::scratch));
                         self.unsettle(&volume.parse()?);
+                    }
+                    Intent::Attach { mount, .. } | Intent::Detach { mount, .. } => {
+                        self.unsettle_left(std::slice::from_ref(&mount.source))?;
                     }
                     Intent::CreateImage { .. } | Intent::UpdateImage { .. } => {}
                 }

@@ -132,6 +132,7 @@ impl Engine {
                 reserve: config.reserve,
                 profile: config.profile,
                 properties: config.properties.unwrap_or_default(),
+                access: config.access.unwrap_or_default(),
                 ..VolumeRecord::new(Timestamp::now())
             };
             engine.make_volume(&name, record)?;
@@ -264,6 +265,7 @@ fn same(name: &VolumeName, entry: &VolumeEntry, config: &VolumeConfig) -> Result
         ("size", text(&record.size), text(&config.size)),
         ("reserve", text(&record.reserve), text(&config.reserve)),
         ("profile", text(&record.profile), text(&config.profile)),
+        ("access", Some(record.access.to_string()), text(&config.access)),
     ];
     let fields = fields.into_iter().filter_map(|(field, present, wanted)| {
         let wanted = wanted.filter(|wanted| Some(wanted) != present.as_ref())?;

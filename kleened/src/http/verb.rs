@@ -79,6 +79,8 @@ verbs! {
     VolumeAdopt       POST   routes::VOLUME_ADOPT,       Change, 201, None;
     VolumePrune       POST   routes::VOLUME_PRUNE,       Change, 200, kleene(500, 500, 500);
     VolumeInspect     GET    routes::VOLUME_INSPECT,     Read,   200, kleene(404, 404, 500);
+    VolumeAttach      POST   routes::VOLUME_ATTACH,      Change, 200, None;
+    VolumeDetach      POST   routes::VOLUME_DETACH,      Change, 200, None;
     VolumeRemove      DELETE routes::VOLUME,             Change, 200, kleene(404, 404, 500);
     SnapshotList      GET    routes::SNAPSHOT_LIST,      Read,   200, None;
     SnapshotCreate    POST   routes::SNAPSHOT_CREATE,    Change, 201, None;

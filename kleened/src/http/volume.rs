@@ -1,6 +1,7 @@
 //! Volumes.
 
 use axum::response::Response;
+use kleened_api::attach::{AttachConfig, DetachConfig};
 use kleened_api::volume::{
     AdoptConfig, InspectQuery, PruneQuery, RemoveQuery, VolumeConfig, VolumeFilter,
 };
@@ -20,6 +21,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .on(Verb::VolumeAdopt, adopt)
         .on(Verb::VolumePrune, prune)
         .on(Verb::VolumeInspect, inspect)
+        .on(Verb::VolumeAttach, attach)
+        .on(Verb::VolumeDetach, detach)
         .on(Verb::VolumeRemove, remove)
 }
 
@@ -52,6 +55,14 @@ async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
 
 async fn inspect(call: Call, Name(name): Name, Query(query): Query<InspectQuery>) -> Response {
     call.found(call.engine.volume(&name, query).await)
+}
+
+async fn attach(call: Call, Name(name): Name, Sent(config): Sent<AttachConfig>) -> Response {
+    call.changed(call.engine.attach_volume(&name, config)).await
+}
+
+async fn detach(call: Call, Name(name): Name, Sent(config): Sent<DetachConfig>) -> Response {
+    call.changed(call.engine.detach_volume(&name, config)).await
 }
 
 async fn remove(call: Call, Name(name): Name, Query(query): Query<RemoveQuery>) -> Response {
