@@ -300,6 +300,20 @@ fn file_systems_of_the_kernels_own() {
 }
 
 #[test]
+fn a_slow_command_takes_nothing_from_a_terminal() {
+    let Some(sandbox) = Sandbox::new() else { return };
+    let mut launch =
+        with(&sandbox, &["sh", "-c", "seq 100"], &["exec.poststart=sleep 3", "persist"]);
+    launch.process.tty = true;
+    let mut client = sandbox.attach(&launch).unwrap();
+    assert_eq!(client.wait_for("100\r\n").lines().count(), 99);
+    let log = fs::read_to_string(sandbox.log()).unwrap();
+    assert!(log.contains("100"), "{log}");
+    assert!(sandbox.platform.kill(&sandbox.container).unwrap());
+    client.wait_for_end();
+}
+
+#[test]
 fn a_user_of_the_jails() {
     let Some(sandbox) = Sandbox::new() else { return };
     let launch =

@@ -72,7 +72,8 @@ pub(super) fn open_streams(
         if let Some(Terminal { master, slave }) = terminal? {
             rustix::termios::tcsetwinsize(&master, WINDOW)?;
             let input = if process.stdin { Some(master.try_clone()?) } else { None };
-            let streams = Streams { input, output: master, errors: None, terminal: true };
+            let streams =
+                Streams { input, output: master, errors: None, terminal: true, early: Vec::new() };
             let (output, errors) = (slave.try_clone()?, slave.try_clone()?);
             return Ok((streams, Stdio { input: slave, output, errors, terminal: true }));
         }
@@ -86,6 +87,7 @@ pub(super) fn open_streams(
             output: from_output,
             errors: Some(from_errors),
             terminal: false,
+            early: Vec::new(),
         };
         Ok((streams, Stdio { input, output, errors, terminal: false }))
     };

@@ -114,9 +114,14 @@ impl Cage {
 
     /// The host's commands for that time were run, each with success.
     pub(super) fn run(&self, hook: Hook) -> Result<()> {
+        self.run_with(hook, &mut || ())
+    }
+
+    /// As [`run`](Self::run), doing something meanwhile, over and over.
+    pub(super) fn run_with(&self, hook: Hook, meanwhile: &mut dyn FnMut()) -> Result<()> {
         let about = About { container: &self.container, root: &self.root, jid: self.jid };
         for command in self.plan.hook(hook) {
-            run(command, self.plan.timeout, &about)
+            run(command, self.plan.timeout, &about, meanwhile)
                 .map_err(|error| Error::io("run", format_args!("'{command}'"), error))?;
         }
         Ok(())
@@ -179,7 +184,12 @@ pub(super) struct About<'a> {
 }
 
 /// Runs a command of the host's, with a shell and with `JID`, `JNAME` and `JPATH`, as `jail(8)` does.
-pub(super) fn run(command: &str, time: Duration, about: &About<'_>) -> io::Result<()> {
+pub(super) fn run(
+    command: &str,
+    time: Duration,
+    about: &About<'_>,
+    meanwhile: &mut dyn FnMut(),
+) -> io::Result<()> {
     let mut shell = Command::new(SHELL);
     // A supervisor has none, so that what it makes has the modes that it says.
     let command = format!("umask 022\n{command}");
@@ -204,6 +214,7 @@ pub(super) fn run(command: &str, time: Duration, about: &About<'_>) -> io::Resul
             child.wait()?;
             return Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long: exec.timeout"));
         }
+        meanwhile();
         std::thread::sleep(Duration::from_millis(10));
     }
 }

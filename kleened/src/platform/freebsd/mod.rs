@@ -221,7 +221,8 @@ impl Platform for FreeBsd {
             let about = cage::About { container, root: &setup.root, jid: Some(state.jid) };
             // As in jail(8), a command that fails is not a reason to go on running.
             for command in plan.hook(Hook::Prestop) {
-                if let Err(error) = cage::run(command, plan.timeout.min(left()), &about) {
+                if let Err(error) = cage::run(command, plan.timeout.min(left()), &about, &mut || ())
+                {
                     tracing::warn!(%container, command, %error, "exec.prestop");
                 }
             }

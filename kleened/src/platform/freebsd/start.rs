@@ -25,7 +25,9 @@ use super::{container, kernel, process};
 use crate::platform::jail_param::{Hook, Plan};
 use crate::platform::program::exit_code;
 use crate::platform::stdio::{Stdio, Terminal, open_streams};
-use crate::platform::supervisor::{Event, Failure, Guest, KILLED, Started, State, read_all};
+use crate::platform::supervisor::{
+    Event, Failure, Guest, KILLED, Started, State, Streams, read_all,
+};
 use crate::platform::{Error, Launch, Setup};
 
 /// How long a process in a new jail may take until its program is executed: disks may have to wake up.
@@ -37,6 +39,9 @@ const JOIN_TIME: Duration = Duration::from_secs(10);
 /// How long the other processes of a jail may take to be gone after one was killed, for both to be one
 /// event.
 const TOGETHER: Duration = Duration::from_millis(200);
+
+/// So much of a terminal's output is read before there is somebody to take it.
+const EARLY: usize = 256 * 1024;
 
 /// How often it is looked whether a jail is gone that has no process, and stays all the same.
 const LOOK: Duration = Duration::from_secs(1);
@@ -79,16 +84,31 @@ fn create(launch: &Launch, setup: &Setup) -> Result<Started<Inmate>, Failure> {
     cage.hand_over(jid)?;
     let fib = cage.plan().fib;
     let terminal = launch.process.tty.then(open_terminal);
-    let (streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
+    let (mut streams, stdio) = open_streams(&launch.process, terminal.transpose())?;
     let process = Child::start(&launch, (jid, fib), stdio)?;
     if !cage.plan().persist {
         // From here on it goes with its last process, as in jail(8).
         cage.set(&[Parameter::flag("nopersist")])?;
     }
-    cage.run(Hook::Poststart)?;
+    cage.run_with(Hook::Poststart, &mut || read_early(&mut streams))?;
     let state = State { jid, birth: 0, started: Timestamp::now(), fib };
     let guest = Inmate::new(process, jid, Some(cage))?;
     Ok(Started { streams, guest, state: Some(state) })
+}
+
+/// What a terminal says is read at once: one whose process ends waits a second for that, and throws it away,
+/// `tty_drain()` in `sys/kern/tty.c`.
+fn read_early(streams: &mut Streams) {
+    let mut buffer = [0; 4096];
+    let is_open = streams.terminal && rustix::io::ioctl_fionbio(&streams.output, true).is_ok();
+    while is_open && streams.early.len() < EARLY {
+        match rustix::io::read(&streams.output, &mut buffer) {
+            Ok(length) if length > 0 => {
+                streams.early.extend_from_slice(buffer.get(..length).unwrap_or_default());
+            }
+            _ => return,
+        }
+    }
 }
 
 /// What the kernel is told of a new jail.

@@ -50,6 +50,8 @@ pub(crate) struct Streams {
     /// Nothing with a terminal.
     pub(crate) errors: Option<OwnedFd>,
     pub(crate) terminal: bool,
+    /// What was read of the output already.
+    pub(crate) early: Vec<u8>,
 }
 
 /// What becomes of a process.

@@ -52,7 +52,7 @@ pub(super) struct Relay<'i, G> {
     clients: Vec<Client>,
     /// Until when output waits for a client.
     waiting: Option<Instant>,
-    /// What a terminal said meanwhile. It must be read at once: a kernel can throw away what is in it when
+    /// What a terminal said meanwhile, and before the relay was there. It must be read at once: a kernel can throw away what is in it when
     /// its process ends.
     held: Vec<u8>,
     /// Until when nobody is accepted.
@@ -120,7 +120,7 @@ impl<'i, G: Guest> Relay<'i, G> {
             first: false,
             clients: Vec::new(),
             waiting: attach.then(|| Instant::now() + PATIENCE),
-            held: Vec::new(),
+            held: streams.early,
             accept_at: None,
             exit: None,
             delivered: false,
@@ -131,7 +131,10 @@ impl<'i, G: Guest> Relay<'i, G> {
     /// The process is a container's first, and `lock` says that the container runs.
     pub(super) fn of_container(&mut self, lock: OwnedFd, log: LogWriter) {
         self.container = Some(lock);
-        self.log = Some(log);
+        let log = self.log.insert(log);
+        if !self.held.is_empty() {
+            log.write(Channel::Stdout, &self.held);
+        }
         self.first = true;
     }
 
