@@ -400,7 +400,11 @@ impl Daemon {
     #[must_use]
     pub fn client(&self) -> Command {
         let mut command = Command::new(binary("klee"));
-        command.env("KLEE_HOST", self.socket()).env_remove("KLEE_THEME").stdin(Stdio::null());
+        command
+            .env("KLEE_HOST", self.socket())
+            .env("KLEE_PROJECT", "default")
+            .env_remove("KLEE_THEME")
+            .stdin(Stdio::null());
         command
     }
 

@@ -10,7 +10,7 @@ use clap::builder::{Resettable, StyledStr};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use kleened_api::mount::MountError;
-use kleened_api::{ContainerName, ImageRef, NameError, check_variable, routes};
+use kleened_api::{ContainerRef, ImageRef, NameError, ProjectName, check_variable, routes};
 
 use crate::client::Client;
 use crate::container::{
@@ -24,7 +24,7 @@ use crate::logs::{self, Logs};
 use crate::print::{self, OutputFormat, Theme};
 use crate::template::Template;
 use crate::volume::{self, VolumeCommand, VolumeInspect, VolumeList, VolumeRemove};
-use crate::{man, system};
+use crate::{man, project, system};
 
 /// What follows the help of `klee` itself, and stands in its manual page.
 pub(crate) const EXIT_STATUS: &[(&str, &str)] = &[
@@ -83,6 +83,11 @@ pub(crate) struct Cli {
     /// /var/run/kleened.sock].
     #[arg(long, value_name = "SOCKET", global = true, help_heading = "Global options")]
     pub(crate) host: Option<String>,
+    /// The project of volumes and containers that are named without one, as NAME and not
+    /// PROJECT:NAME, and of those that are listed [env: KLEE_PROJECT] [default: the name of the git
+    /// repository around the working directory, or else "default"].
+    #[arg(short, long, value_name = "PROJECT", global = true, help_heading = "Global options")]
+    pub(crate) project: Option<ProjectName>,
     /// The look of tables [env: KLEE_THEME] [default: fancy].
     #[arg(long, value_enum, global = true, help_heading = "Global options")]
     pub(crate) theme: Option<Theme>,
@@ -127,7 +132,7 @@ pub(crate) enum Shortcut {
     #[command(hide = true)]
     Lsc(ContainerList),
     #[command(hide = true)]
-    Isc(Inspect<ContainerName>),
+    Isc(Inspect<ContainerRef>),
     #[command(hide = true)]
     Rmc(ContainerRemove),
     #[command(hide = true)]
@@ -223,6 +228,16 @@ pub(crate) struct Prune {
     pub(crate) output: Output,
 }
 
+/// As [`Prune`], of what belongs to projects.
+#[derive(Debug, Args)]
+pub(crate) struct PruneProject {
+    /// In every project.
+    #[arg(long)]
+    pub(crate) all_projects: bool,
+    #[command(flatten)]
+    pub(crate) prune: Prune,
+}
+
 /// How a process starts.
 #[derive(Debug, Args)]
 pub(crate) struct ProcessOptions {
@@ -273,7 +288,8 @@ impl Cli {
                 Failure::usage(format!("KLEE_THEME is fancy or simple, not '{text}'"))
             })?,
         };
-        let client = Client::new(host.as_deref().unwrap_or(routes::DEFAULT_SOCKET))?;
+        let project = project::resolve(self.project.clone())?;
+        let client = Client::new(host.as_deref().unwrap_or(routes::DEFAULT_SOCKET), project)?;
         Ok(Context { client, theme })
     }
 }

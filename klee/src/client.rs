@@ -16,8 +16,8 @@ use hyper::{HeaderMap, Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use kleened_api::operation::{Operation, OperationStatus, WaitQuery};
-use kleened_api::routes::{self, PREFER, PREFER_EXACT};
-use kleened_api::{ErrorBody, ErrorCode};
+use kleened_api::routes::{self, PREFER, PREFER_EXACT, PROJECT};
+use kleened_api::{ErrorBody, ErrorCode, ProjectName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -38,6 +38,8 @@ const CONTAINERS_GO_ON: &str = "containers go on; try again";
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     socket: PathBuf,
+    /// Where is what is named without a project.
+    project: ProjectName,
 }
 
 impl Client {
@@ -46,17 +48,28 @@ impl Client {
     /// # Errors
     ///
     /// `host` is neither an absolute path, `unix://` with one, nor Kleene's `http://` with one.
-    pub(crate) fn new(host: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(host: &str, project: ProjectName) -> Result<Self, Failure> {
         let path =
             host.strip_prefix("unix://").or_else(|| host.strip_prefix("http://")).unwrap_or(host);
         if path.starts_with('/') {
-            Ok(Self { socket: path.into() })
+            Ok(Self { socket: path.into(), project })
         } else {
             Err(Failure::usage(format!(
                 "'{}' names no socket: write --host /PATH, unix:///PATH or http:///PATH",
                 host.escape_default()
             )))
         }
+    }
+
+    /// Where is what is named without a project.
+    pub(crate) fn project(&self) -> &ProjectName {
+        &self.project
+    }
+
+    /// A volume that the daemon named, as a person would here.
+    pub(crate) fn own<'n>(&self, name: &'n str) -> &'n str {
+        let own = name.strip_prefix(self.project.as_str()).and_then(|rest| rest.strip_prefix(':'));
+        own.unwrap_or(name)
     }
 
     /// A new connection.
@@ -121,7 +134,12 @@ impl Client {
         let request = request
             .header(header::HOST, "localhost")
             .header(header::USER_AGENT, concat!("klee/", env!("CARGO_PKG_VERSION")))
-            .header(PREFER, PREFER_EXACT)
+            .header(PREFER, PREFER_EXACT);
+        let request = match self.project.is_default() {
+            true => request,
+            false => request.header(PROJECT, self.project.as_str()),
+        };
+        let request = request
             .body(body)
             .map_err(|error| Failure::local("cannot write the request", &error))?;
         let stream = TokioIo::new(Socket(self.connect().await?));

@@ -11,10 +11,10 @@ use kleened_api::container::{
 };
 use kleened_api::mount::{self, MountPointConfig};
 use kleened_api::system::System;
-use kleened_api::volume::PruneQuery;
-use kleened_api::{ContainerName, ErrorCode, IdReply, ImageRef, Timestamp, routes};
+use kleened_api::{ContainerRef, ErrorCode, IdReply, ImageRef, Timestamp, routes};
+use serde::Deserialize;
 
-use crate::cli::{Inspect, ListOutput, Output, ProcessOptions, Prune, key_value};
+use crate::cli::{Inspect, ListOutput, Output, ProcessOptions, PruneProject, key_value};
 use crate::client::{GOES_ON, interruptible, with_query};
 use crate::context::{Context, bad_filter, each, filters};
 use crate::exec::{self, Exec, Run, Start};
@@ -57,15 +57,15 @@ pub(crate) enum ContainerCommand {
     /// List containers, newest first.
     Ls(ContainerList),
     /// Show a container and its mounts.
-    Inspect(Inspect<ContainerName>),
+    Inspect(Inspect<ContainerRef>),
     /// Change a container. What is not given stays as it is.
     Update(Update),
     /// Rename a container.
     Rename(Rename),
     /// Remove containers.
     Rm(ContainerRemove),
-    /// Remove all stopped containers, except persistent ones.
-    Prune(Prune),
+    /// Remove all stopped containers of the project, except persistent ones.
+    Prune(PruneProject),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +73,9 @@ pub(crate) struct ContainerList {
     /// Also those that don't run.
     #[arg(short, long)]
     pub(crate) all: bool,
+    /// Those of every project.
+    #[arg(long)]
+    pub(crate) all_projects: bool,
     /// Only containers for which this holds: name=TEXT, status=running|stopped. All that are given
     /// must hold.
     #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -85,7 +88,7 @@ pub(crate) struct ContainerList {
 pub(crate) struct ContainerRemove {
     /// The containers, by name, id or the beginning of the id.
     #[arg(required = true, value_name = "CONTAINER")]
-    pub(crate) containers: Vec<ContainerName>,
+    pub(crate) containers: Vec<ContainerRef>,
     /// Stop them first.
     #[arg(short, long)]
     pub(crate) force: bool,
@@ -97,7 +100,7 @@ pub(crate) struct ContainerRemove {
 pub(crate) struct Create {
     /// The name; a random one where there is none.
     #[arg(long)]
-    pub(crate) name: Option<ContainerName>,
+    pub(crate) name: Option<ContainerRef>,
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
     /// A mount: SOURCE:DESTINATION[:ro|rw][,nocopy][,nosuid][,noexec][,nosymfollow], where SOURCE is the
@@ -147,7 +150,7 @@ pub(crate) struct Stop {
     pub(crate) time: Option<u32>,
     /// The containers.
     #[arg(required = true, value_name = "CONTAINER")]
-    pub(crate) containers: Vec<ContainerName>,
+    pub(crate) containers: Vec<ContainerRef>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -156,7 +159,7 @@ pub(crate) struct Stop {
 pub(crate) struct Wait {
     /// The containers.
     #[arg(required = true, value_name = "CONTAINER")]
-    pub(crate) containers: Vec<ContainerName>,
+    pub(crate) containers: Vec<ContainerRef>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -165,7 +168,7 @@ pub(crate) struct Wait {
 pub(crate) struct Update {
     /// The new name.
     #[arg(long)]
-    pub(crate) name: Option<ContainerName>,
+    pub(crate) name: Option<ContainerRef>,
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
     /// A jail parameter, see jail(8). On Linux it has no effect.
@@ -186,7 +189,7 @@ pub(crate) struct Update {
     #[arg(long)]
     pub(crate) hostname: Option<String>,
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// The command.
     #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<String>,
@@ -197,9 +200,9 @@ pub(crate) struct Update {
 #[derive(Debug, Args)]
 pub(crate) struct Rename {
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// Its new name.
-    pub(crate) name: ContainerName,
+    pub(crate) name: ContainerRef,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -229,6 +232,7 @@ impl Listed for ContainerSummary {
     const FIELDS: &'static [&'static str] = &[
         "id",
         "name",
+        "project",
         "image_id",
         "cmd",
         "user",
@@ -278,6 +282,36 @@ impl Listed for ContainerSummary {
             status(self).to_owned(),
             self.jid.map(|jid| jid.to_string()).unwrap_or_default(),
         ]]
+    }
+}
+
+/// A container in a list of those of every project.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+struct InProject(ContainerSummary);
+
+impl Listed for InProject {
+    const COLUMNS: &'static [&'static str] = &[
+        "CONTAINER ID ",
+        "NAME",
+        "PROJECT",
+        "IMAGE",
+        "COMMAND",
+        "CREATED",
+        "AUTORUN",
+        "STATUS",
+        "JID",
+    ];
+    const FIELDS: &'static [&'static str] = ContainerSummary::FIELDS;
+
+    fn key(&self) -> &str {
+        self.0.key()
+    }
+
+    fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
+        let mut rows = self.0.rows(now);
+        rows.iter_mut().for_each(|row| row.insert(2, self.0.container.project.to_string()));
+        rows
     }
 }
 
@@ -399,7 +433,7 @@ pub(crate) async fn stop(args: Stop, context: &Context) -> Result<(), Failure> {
 }
 
 async fn stop_one(
-    container: &ContainerName,
+    container: &ContainerRef,
     time: Option<u32>,
     context: &Context,
 ) -> Result<IdReply, Failure> {
@@ -452,19 +486,21 @@ pub(crate) async fn list(args: ContainerList, context: &Context) -> Result<(), F
         }
     }
     // Who asks for stopped ones need not ask for all of them too.
-    let query = ListQuery { all: args.all || wanted == Some("stopped") };
+    let all = args.all || wanted == Some("stopped");
+    let query = ListQuery { all, all_projects: args.all_projects };
     let body = context.client.get(&with_query(routes::CONTAINER_LIST, &query)?).await?;
     let keep = |container: &ContainerSummary| {
         name.is_none_or(|text| container.container.name.contains(text))
             && wanted.is_none_or(|wanted| status(container) == wanted)
     };
+    if args.all_projects {
+        let keep = |container: &InProject| keep(&container.0);
+        return print::list(&body, keep, &args.output, context.theme);
+    }
     print::list(&body, keep, &args.output, context.theme)
 }
 
-pub(crate) async fn inspect(
-    args: Inspect<ContainerName>,
-    context: &Context,
-) -> Result<(), Failure> {
+pub(crate) async fn inspect(args: Inspect<ContainerRef>, context: &Context) -> Result<(), Failure> {
     each(&args.names, args.output.output, async |name| {
         let path = routes::with_name(routes::CONTAINER_INSPECT, name.as_str());
         print::inspect(&context.client.get(&path).await?, args.format.as_ref())
@@ -498,7 +534,7 @@ pub(crate) async fn rename(args: Rename, context: &Context) -> Result<(), Failur
 }
 
 async fn change(
-    container: &ContainerName,
+    container: &ContainerRef,
     config: &ContainerConfig,
     output: OutputFormat,
     context: &Context,
@@ -531,9 +567,8 @@ pub(crate) async fn remove(args: ContainerRemove, context: &Context) -> Result<(
     .await
 }
 
-async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {
-    let query = PruneQuery { dry_run: args.dry_run, all: false };
-    context.prune(&args, routes::CONTAINER_PRUNE, query, "all stopped containers").await
+async fn prune(args: PruneProject, context: &Context) -> Result<(), Failure> {
+    context.prune_project(&args, routes::CONTAINER_PRUNE, "all stopped containers").await
 }
 
 #[cfg(test)]
@@ -547,6 +582,7 @@ mod tests {
         let container = Container {
             id: "fa3f95145d92".parse().unwrap(),
             name: String::new(),
+            project: Default::default(),
             image_id: String::new(),
             cmd: Vec::new(),
             user: String::new(),

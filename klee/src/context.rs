@@ -6,7 +6,7 @@ use hyper::Method;
 use kleened_api::routes;
 use kleened_api::volume::PruneQuery;
 
-use crate::cli::Prune;
+use crate::cli::{Prune, PruneProject};
 use crate::client::{Client, with_query};
 use crate::failure::Failure;
 use crate::print::{self, OutputFormat, Theme};
@@ -35,7 +35,7 @@ impl Context {
             }
             print::out(&format!("WARNING! This will remove {what}:\n"))?;
             for name in &unused {
-                print::out(&format!("  {}\n", print::escape(name)))?;
+                print::out(&format!("  {}\n", print::escape(self.client.own(name))))?;
             }
             print::out("Are you sure you want to continue? [y/N]: ")?;
             let mut answer = String::new();
@@ -49,8 +49,26 @@ impl Context {
         let removed = self.pruned(route, query).await?;
         match args.output.output {
             OutputFormat::Json => print::json(&removed),
-            OutputFormat::Table => print::lines(removed.iter().map(String::as_str)),
+            OutputFormat::Table => print::lines(removed.iter().map(|name| self.client.own(name))),
         }
+    }
+
+    /// Removes what is not used in the project, or in all.
+    pub(crate) async fn prune_project(
+        &self,
+        args: &PruneProject,
+        route: &str,
+        what: &str,
+    ) -> Result<(), Failure> {
+        let PruneProject { all_projects, prune } = args;
+        let query = PruneQuery { dry_run: prune.dry_run, all: false, all_projects: *all_projects };
+        let project = self.client.project();
+        let what = match all_projects {
+            true => format!("{what} of every project"),
+            false if project.is_default() => what.to_owned(),
+            false => format!("{what} of project {project}"),
+        };
+        self.prune(prune, route, query, &what).await
     }
 
     async fn pruned(&self, route: &str, query: PruneQuery) -> Result<Vec<String>, Failure> {

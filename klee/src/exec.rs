@@ -2,7 +2,7 @@
 
 use clap::Args;
 use kleened_api::exec::{ExecConfig, ExecStart};
-use kleened_api::{ContainerName, IdReply, routes};
+use kleened_api::{ContainerRef, IdReply, routes};
 
 use crate::attach;
 use crate::cli::{Output, ProcessOptions};
@@ -42,7 +42,7 @@ pub(crate) struct Start {
     pub(crate) attach: AttachOptions,
     /// The containers; only one unless detached.
     #[arg(required = true, value_name = "CONTAINER")]
-    pub(crate) containers: Vec<ContainerName>,
+    pub(crate) containers: Vec<ContainerRef>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -54,7 +54,7 @@ pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) process: ProcessOptions,
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// The command; the container's where there is none.
     #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<String>,

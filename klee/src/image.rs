@@ -14,7 +14,7 @@ use hyper::body::{Body, Bytes, Frame, Incoming};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kleened_api::image::{Image, ImageConfig, TagQuery};
 use kleened_api::volume::PruneQuery;
-use kleened_api::{ContainerName, IdReply, ImageRef, NameError, Timestamp, routes};
+use kleened_api::{ContainerRef, IdReply, ImageRef, NameError, Timestamp, routes};
 use tempfile::NamedTempFile;
 
 use crate::cli::{EnvVariable, Inspect, ListOutput, Output, Prune, env_variable, key_value};
@@ -78,7 +78,7 @@ pub(crate) struct ImageImport {
 #[derive(Debug, Args)]
 pub(crate) struct ImageSave {
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// The image's name, NAME[:TAG].
     #[arg(value_parser = name_tag, value_name = "NAME[:TAG]")]
     pub(crate) name: ImageRef,
@@ -358,7 +358,7 @@ pub(crate) async fn remove(args: ImageRemove, context: &Context) -> Result<(), F
 }
 
 async fn prune(args: ImagePrune, context: &Context) -> Result<(), Failure> {
-    let query = PruneQuery { dry_run: args.prune.dry_run, all: args.all };
+    let query = PruneQuery { dry_run: args.prune.dry_run, all: args.all, all_projects: false };
     context.prune(&args.prune, routes::IMAGE_PRUNE, query, "all unused images").await
 }
 

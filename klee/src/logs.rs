@@ -6,7 +6,7 @@ use hyper::Method;
 use hyper::body::{Buf, Bytes};
 use kleened_api::container::LogsQuery;
 use kleened_api::stream::Channel;
-use kleened_api::{ContainerName, ErrorCode, routes};
+use kleened_api::{ContainerRef, ErrorCode, routes};
 
 use crate::cli::Output;
 use crate::client::{broken, with_query};
@@ -17,7 +17,7 @@ use crate::terminal;
 #[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// Go on with what is written from now on, until the container ends.
     #[arg(short, long)]
     pub(crate) follow: bool,

@@ -14,6 +14,7 @@ mod image;
 mod logs;
 mod man;
 mod print;
+mod project;
 mod signals;
 mod snapshot;
 mod socket;

@@ -14,6 +14,7 @@ use crate::failure::Failure;
 const DATE: &str = "2026-11-21";
 
 const ENVIRONMENT: &[(&str, &str)] = &[
+    ("KLEE_PROJECT", "The project, where --project is not given."),
     ("KLEE_HOST", "The daemon's socket, where --host is not given."),
     ("KLEE_THEME", "The look of tables, where --theme is not given."),
 ];

@@ -7,7 +7,7 @@ use hyper::Method;
 use kleened_api::snapshot::{
     Snapshot, SnapshotConfig, SnapshotFilter, SnapshotProtect, SnapshotRename, path,
 };
-use kleened_api::{IdReply, Size, SnapshotName, Timestamp, VolumeName, routes};
+use kleened_api::{IdReply, Size, SnapshotName, Timestamp, VolumeRef, routes};
 use serde::Deserialize;
 
 use crate::cli::{ListOutput, Output, key_value};
@@ -38,7 +38,7 @@ pub(crate) enum SnapshotCommand {
 #[derive(Debug, Args)]
 pub(crate) struct SnapshotCreate {
     /// The volume.
-    pub(crate) volume: VolumeName,
+    pub(crate) volume: VolumeRef,
     /// The name: 1 to 63 of a-z 0-9 -, as before-upgrade. Without one v0, v1 and so on, the first
     /// after those that there are.
     pub(crate) name: Option<SnapshotName>,
@@ -51,7 +51,7 @@ pub(crate) struct SnapshotCreate {
     /// Another volume, of which a snapshot of the same name is made: of all or of none. On ZFS all
     /// are of one instant.
     #[arg(long, value_name = "VOLUME", value_delimiter = ',')]
-    pub(crate) also: Vec<VolumeName>,
+    pub(crate) also: Vec<VolumeRef>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -59,7 +59,7 @@ pub(crate) struct SnapshotCreate {
 #[derive(Debug, Args)]
 pub(crate) struct SnapshotList {
     /// The volume; all where there is none.
-    pub(crate) volume: Option<VolumeName>,
+    pub(crate) volume: Option<VolumeRef>,
     /// Only snapshots for which this holds: name=TEXT, message=TEXT, protected=true|false. All that
     /// are given must hold.
     #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = key_value)]
@@ -74,7 +74,7 @@ pub(crate) struct SnapshotList {
 #[derive(Debug, Args)]
 pub(crate) struct SnapshotNames {
     /// The volume.
-    pub(crate) volume: VolumeName,
+    pub(crate) volume: VolumeRef,
     /// Its snapshots.
     #[arg(required = true, value_name = "NAME")]
     pub(crate) names: Vec<String>,
@@ -100,7 +100,7 @@ pub(crate) struct SnapshotInspect {
 #[derive(Debug, Args)]
 pub(crate) struct SnapshotNewName {
     /// The volume.
-    pub(crate) volume: VolumeName,
+    pub(crate) volume: VolumeRef,
     /// The snapshot.
     pub(crate) name: String,
     /// Its new name.
@@ -175,7 +175,7 @@ async fn create(args: SnapshotCreate, context: &Context) -> Result<(), Failure> 
     let made: Vec<String> = context.client.post(routes::SNAPSHOT_CREATE, &config).await?;
     match args.output.output {
         OutputFormat::Json => print::json(&made),
-        OutputFormat::Table => print::lines(made.iter().map(String::as_str)),
+        OutputFormat::Table => print::lines(made.iter().map(|name| context.client.own(name))),
     }
 }
 
@@ -201,7 +201,7 @@ async fn list(args: SnapshotList, context: &Context) -> Result<(), Failure> {
         None if args.output.quiet => {
             let paths: Vec<String> =
                 print::parse::<Vec<Snapshot>>(&body)?.iter().map(Snapshot::path).collect();
-            print::lines(paths.iter().map(String::as_str))
+            print::lines(paths.iter().map(|path| context.client.own(path)))
         }
         Some(_) => print::list(&body, |_: &OfVolume| true, &args.output, context.theme),
         None => print::list(&body, |_: &Snapshot| true, &args.output, context.theme),
@@ -230,7 +230,7 @@ async fn inspect(args: SnapshotInspect, context: &Context) -> Result<(), Failure
 async fn remove(args: SnapshotRemove, context: &Context) -> Result<(), Failure> {
     for_each(&args.names, routes::SNAPSHOT, async |path| {
         let reply: IdReply = context.client.change(Method::DELETE, &path).await?;
-        print::reply(&reply, &reply.id, args.names.output.output)
+        print::reply(&reply, context.client.own(&reply.id), args.names.output.output)
     })
     .await
 }
@@ -238,13 +238,13 @@ async fn remove(args: SnapshotRemove, context: &Context) -> Result<(), Failure> 
 async fn rename(args: SnapshotNewName, context: &Context) -> Result<(), Failure> {
     let path = routes::with_name(routes::SNAPSHOT_RENAME, &path(args.volume.as_str(), &args.name));
     let reply: IdReply = context.client.post(&path, &SnapshotRename { name: args.new }).await?;
-    print::reply(&reply, &reply.id, args.output.output)
+    print::reply(&reply, context.client.own(&reply.id), args.output.output)
 }
 
 async fn protect(args: SnapshotNames, protected: bool, context: &Context) -> Result<(), Failure> {
     for_each(&args, routes::SNAPSHOT_PROTECT, async |path| {
         let reply: IdReply = context.client.post(&path, &SnapshotProtect { protected }).await?;
-        print::reply(&reply, &reply.id, args.output.output)
+        print::reply(&reply, context.client.own(&reply.id), args.output.output)
     })
     .await
 }

@@ -8,13 +8,13 @@ use hyper::Method;
 use kleened_api::attach::{AttachConfig, DetachConfig};
 use kleened_api::mount::MountOptions;
 use kleened_api::volume::{
-    AccessRule, AdoptConfig, InspectQuery, Mode, Owner, Profile, PruneQuery, RemoveQuery, Volume,
-    VolumeConfig, VolumeFilter,
+    AccessRule, AdoptConfig, InspectQuery, Mode, Owner, Profile, RemoveQuery, Volume, VolumeConfig,
+    VolumeFilter,
 };
-use kleened_api::{ContainerName, IdReply, Size, Timestamp, VolumeName, routes};
-use serde::Deserialize;
+use kleened_api::{ContainerRef, IdReply, Size, Timestamp, VolumeRef, routes};
+use serde::{Deserialize, Serialize};
 
-use crate::cli::{Inspect, ListOutput, Output, Prune, key_value};
+use crate::cli::{Inspect, ListOutput, Output, PruneProject, key_value};
 use crate::client::with_query;
 use crate::context::{Context, each, filters, yes_or_no};
 use crate::failure::Failure;
@@ -48,8 +48,8 @@ pub(crate) enum VolumeCommand {
     /// Remove volumes. A volume that a container names is not removed, nor without --force one that has
     /// snapshots which klee made.
     Rm(VolumeRemove),
-    /// Remove all volumes that no container names and that have no snapshots which klee made.
-    Prune(Prune),
+    /// Remove all volumes of the project that no container names and that have no snapshots which klee made.
+    Prune(PruneProject),
     /// Manage snapshots: what volumes were at an instant.
     #[command(subcommand, alias = "snap")]
     Snapshot(SnapshotCommand),
@@ -58,7 +58,7 @@ pub(crate) enum VolumeCommand {
 #[derive(Debug, Args)]
 pub(crate) struct VolumeCreate {
     /// The name; a random one where there is none.
-    pub(crate) name: Option<VolumeName>,
+    pub(crate) name: Option<VolumeRef>,
     /// A label.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) labels: Vec<(String, String)>,
@@ -93,9 +93,9 @@ pub(crate) struct VolumeCreate {
 #[derive(Debug, Args)]
 pub(crate) struct VolumeAttach {
     /// The volume.
-    pub(crate) volume: VolumeName,
+    pub(crate) volume: VolumeRef,
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// Where it shall be in the container: an absolute path without '..', not the root, and not in
     /// /dev, /proc or /sys.
     #[arg(long)]
@@ -125,9 +125,9 @@ pub(crate) struct VolumeAttach {
 #[derive(Debug, Args)]
 pub(crate) struct VolumeDetach {
     /// The volume.
-    pub(crate) volume: VolumeName,
+    pub(crate) volume: VolumeRef,
     /// The container.
-    pub(crate) container: ContainerName,
+    pub(crate) container: ContainerRef,
     /// Where it is in the container; without it, it is detached wherever it is there.
     #[arg(long)]
     pub(crate) path: Option<String>,
@@ -142,7 +142,7 @@ pub(crate) struct VolumeAdopt {
     pub(crate) dataset: String,
     /// The name of the volume; the last part of the dataset's where there is none.
     #[arg(long)]
-    pub(crate) name: Option<VolumeName>,
+    pub(crate) name: Option<VolumeRef>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -153,6 +153,9 @@ pub(crate) struct VolumeList {
     /// in-use=true|false. All that are given must hold.
     #[arg(long = "filter", value_name = "KEY=VALUE", value_parser = key_value)]
     pub(crate) filters: Vec<(String, String)>,
+    /// Show the volumes of every project.
+    #[arg(short, long)]
+    pub(crate) all: bool,
     /// Show how much space each volume may take and takes, the part of its snapshots, and how much
     /// smaller compression makes it. Without ZFS that means to look at every file.
     #[arg(short, long, conflicts_with = "quiet")]
@@ -164,7 +167,7 @@ pub(crate) struct VolumeList {
 #[derive(Debug, Args)]
 pub(crate) struct VolumeInspect {
     #[command(flatten)]
-    pub(crate) inspect: Inspect<VolumeName>,
+    pub(crate) inspect: Inspect<VolumeRef>,
     /// Show how much space the volume takes also without ZFS, where that means to look at every file.
     #[arg(short, long)]
     pub(crate) size: bool,
@@ -174,7 +177,7 @@ pub(crate) struct VolumeInspect {
 pub(crate) struct VolumeRemove {
     /// The volumes.
     #[arg(required = true, value_name = "NAME")]
-    pub(crate) names: Vec<VolumeName>,
+    pub(crate) names: Vec<VolumeRef>,
     /// Remove them with their snapshots, unless one is protected.
     #[arg(short, long)]
     pub(crate) force: bool,
@@ -188,10 +191,32 @@ fn access_rule() -> impl TypedValueParser<Value = AccessRule> {
     })
 }
 
-impl Listed for Volume {
-    const COLUMNS: &'static [&'static str] = &["VOLUME NAME", "CREATED"];
+/// A volume as a list shows it: with its project, and with the space that it takes.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(transparent)]
+struct Shown<const PROJECT: bool, const SIZE: bool>(Volume);
+
+impl<const PROJECT: bool, const SIZE: bool> Listed for Shown<PROJECT, SIZE> {
+    const COLUMNS: &'static [&'static str] = match (PROJECT, SIZE) {
+        (false, false) => &["VOLUME NAME", "CREATED"],
+        (true, false) => &["VOLUME NAME", "PROJECT", "CREATED"],
+        (false, true) => {
+            &["VOLUME NAME", "CREATED", "SIZE", "USED", "REFERENCED", "SNAPSHOTS", "RATIO"]
+        }
+        (true, true) => &[
+            "VOLUME NAME",
+            "PROJECT",
+            "CREATED",
+            "SIZE",
+            "USED",
+            "REFERENCED",
+            "SNAPSHOTS",
+            "RATIO",
+        ],
+    };
     const FIELDS: &'static [&'static str] = &[
         "name",
+        "project",
         "dataset",
         "mountpoint",
         "created",
@@ -212,30 +237,18 @@ impl Listed for Volume {
     ];
 
     fn key(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
-        vec![vec![self.name.clone(), print::age(self.created, now)]]
-    }
-}
-
-/// A volume of which the list shows how much space it takes.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
-struct Measured(Volume);
-
-impl Listed for Measured {
-    const COLUMNS: &'static [&'static str] =
-        &["VOLUME NAME", "CREATED", "SIZE", "USED", "REFERENCED", "SNAPSHOTS", "RATIO"];
-    const FIELDS: &'static [&'static str] = Volume::FIELDS;
-
-    fn key(&self) -> &str {
-        self.0.key()
-    }
-
-    fn rows(&self, now: Timestamp) -> Vec<Vec<String>> {
-        let usage = self.0.usage.as_ref();
+        let Volume { name, project, created, usage, .. } = &self.0;
+        let mut row = vec![name.clone()];
+        row.extend(PROJECT.then(|| project.to_string()));
+        row.push(print::age(*created, now));
+        if !SIZE {
+            return vec![row];
+        }
+        let usage = usage.as_ref();
         let cell = |text: Option<String>| text.unwrap_or_else(|| "-".into());
         let size = |size: Option<Size>| cell(size.map(Size::short));
         let cells = [
@@ -245,9 +258,8 @@ impl Listed for Measured {
             size(usage.map(|usage| usage.snapshots)),
             cell(usage.and_then(|usage| usage.compress_ratio).map(|ratio| ratio.to_string())),
         ];
-        let mut rows = self.0.rows(now);
-        rows.iter_mut().for_each(|row| row.extend(cells.clone()));
-        rows
+        row.extend(cells);
+        vec![row]
     }
 }
 
@@ -300,13 +312,13 @@ async fn create(args: VolumeCreate, context: &Context) -> Result<(), Failure> {
         access: args.access,
     };
     let reply: IdReply = context.client.post(routes::VOLUME_CREATE, &config).await?;
-    print::reply(&reply, &reply.id, args.output.output)
+    print::reply(&reply, context.client.own(&reply.id), args.output.output)
 }
 
 async fn adopt(args: VolumeAdopt, context: &Context) -> Result<(), Failure> {
     let config = AdoptConfig { dataset: args.dataset, name: args.name };
     let reply: IdReply = context.client.post(routes::VOLUME_ADOPT, &config).await?;
-    print::reply(&reply, &reply.id, args.output.output)
+    print::reply(&reply, context.client.own(&reply.id), args.output.output)
 }
 
 async fn attach(args: VolumeAttach, context: &Context) -> Result<(), Failure> {
@@ -322,14 +334,14 @@ async fn attach(args: VolumeAttach, context: &Context) -> Result<(), Failure> {
     config.mount(args.volume.as_str()).map_err(Failure::usage)?;
     let path = routes::with_name(routes::VOLUME_ATTACH, args.volume.as_str());
     let reply: IdReply = context.client.post(&path, &config).await?;
-    print::reply(&reply, &reply.id, args.output.output)
+    print::reply(&reply, context.client.own(&reply.id), args.output.output)
 }
 
 async fn detach(args: VolumeDetach, context: &Context) -> Result<(), Failure> {
     let config = DetachConfig { container: args.container.to_string(), destination: args.path };
     let path = routes::with_name(routes::VOLUME_DETACH, args.volume.as_str());
     let reply: IdReply = context.client.post(&path, &config).await?;
-    print::reply(&reply, &reply.id, args.output.output)
+    print::reply(&reply, context.client.own(&reply.id), args.output.output)
 }
 
 pub(crate) async fn list(args: VolumeList, context: &Context) -> Result<(), Failure> {
@@ -351,16 +363,24 @@ pub(crate) async fn list(args: VolumeList, context: &Context) -> Result<(), Fail
     }
     filter.label = (!labels.is_empty()).then(|| labels.join(","));
     filter.size = args.size;
+    filter.all_projects = args.all;
     if args.output.quiet {
         let body = context.client.get(&with_query(routes::VOLUME_NAMES, &filter)?).await?;
-        let names: Vec<String> = print::parse(&body)?;
-        return print::lines(names.iter().map(String::as_str));
+        let mut names: Vec<String> = print::parse(&body)?;
+        for name in names.iter_mut().filter(|name| args.all && !name.contains(':')) {
+            name.insert_str(0, concat!("default", ":"));
+        }
+        let shown = |name| if args.all { name } else { context.client.own(name) };
+        return print::lines(names.iter().map(|name| shown(name)));
     }
     let body = context.client.get(&with_query(routes::VOLUME_LIST, &filter)?).await?;
-    if args.size {
-        return print::list(&body, |_: &Measured| true, &args.output, context.theme);
+    let (output, theme) = (&args.output, context.theme);
+    match (args.all, args.size) {
+        (false, false) => print::list(&body, |_: &Shown<false, false>| true, output, theme),
+        (false, true) => print::list(&body, |_: &Shown<false, true>| true, output, theme),
+        (true, false) => print::list(&body, |_: &Shown<true, false>| true, output, theme),
+        (true, true) => print::list(&body, |_: &Shown<true, true>| true, output, theme),
     }
-    print::list(&body, |_: &Volume| true, &args.output, context.theme)
 }
 
 pub(crate) async fn inspect(args: VolumeInspect, context: &Context) -> Result<(), Failure> {
@@ -387,14 +407,13 @@ pub(crate) async fn remove(args: VolumeRemove, context: &Context) -> Result<(), 
         let query = args.force.then_some(RemoveQuery { force: true });
         let path = query.map_or(Ok(path.clone()), |query| with_query(&path, &query))?;
         let reply: IdReply = context.client.change(Method::DELETE, &path).await?;
-        print::reply(&reply, &reply.id, output)
+        print::reply(&reply, context.client.own(&reply.id), output)
     })
     .await
 }
 
-async fn prune(args: Prune, context: &Context) -> Result<(), Failure> {
-    let query = PruneQuery { dry_run: args.dry_run, all: false };
-    context.prune(&args, routes::VOLUME_PRUNE, query, "all unused volumes").await
+async fn prune(args: PruneProject, context: &Context) -> Result<(), Failure> {
+    context.prune_project(&args, routes::VOLUME_PRUNE, "all unused volumes").await
 }
 
 #[cfg(test)]
@@ -408,6 +427,7 @@ mod tests {
     fn every_field_is_known_to_templates() {
         let full = Volume {
             name: "v".into(),
+            project: Default::default(),
             dataset: String::new(),
             mountpoint: String::new(),
             created: Timestamp::now(),
@@ -437,6 +457,6 @@ mod tests {
             adopted: Some(String::new()),
             error: Some(String::new()),
         };
-        print::assert_fields(&full);
+        print::assert_fields(&Shown::<true, true>(full));
     }
 }

@@ -260,7 +260,10 @@ fn a_read_only_user_looks_and_changes_nothing() {
     fs::copy(binary("klee"), &client).unwrap();
     let as_user = |uid: u32, arguments: &[&str]| {
         let mut command = Command::new(&client);
-        command.env("KLEE_HOST", daemon.socket()).stdin(Stdio::null());
+        command
+            .env("KLEE_HOST", daemon.socket())
+            .env("KLEE_PROJECT", "default")
+            .stdin(Stdio::null());
         command.args(arguments).uid(uid).gid(4711).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut error = String::new();

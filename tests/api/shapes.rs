@@ -34,7 +34,7 @@ fn answers_have_their_shapes() {
         json!({"name": "v", "labels": {"b": "2", "a": "1"}, "owner": "80:81", "mode": "0750"});
     shape(&daemon, "POST /volumes/create", config, (201, json!({"id": "v"})));
     let volume = json!({
-        "name": "v", "dataset": "<dataset>/volumes/v", "mountpoint": "<root>/volumes/v",
+        "name": "v", "project": "default", "dataset": "<dataset>/volumes/v", "mountpoint": "<root>/volumes/v",
         "created": "<time>", "labels": {"a": "1", "b": "2"}, "state": "available",
         "owner": "80:81", "mode": "0750", "access": "shared",
     });
@@ -69,7 +69,7 @@ fn answers_have_their_shapes() {
         {"container_id": "<id>", "type": "volume", "source": "v", "destination": "/srv", "read_only": true, "nocopy": true, "noexec": true},
     ]);
     let mut container = json!({
-        "id": "<id>", "name": "web", "image_id": "<id>", "cmd": ["/bin/sleep", "1000"],
+        "id": "<id>", "name": "web", "project": "default", "image_id": "<id>", "cmd": ["/bin/sleep", "1000"],
         "user": "www", "env": ["A=1", "B=2"], "network_driver": "host", "public_ports": [],
         "jail_param": [], "restart_policy": "no", "persist": false, "created": "<time>",
         "running": false, "hostname": "web.example", "workdir": "/tmp", "auto_remove": false,

@@ -216,7 +216,7 @@ fn stop_asks_first_and_then_insists() {
             "base",
             "sh",
             "-c",
-            "trap 'exit 4' TERM; while :; do sleep 0.05; done",
+            "trap 'exit 4' TERM; echo ready; while :; do sleep 0.05; done",
         ])
         .ok();
     daemon
@@ -228,9 +228,12 @@ fn stop_asks_first_and_then_insists() {
             "base",
             "sh",
             "-c",
-            "trap '' TERM; while :; do sleep 0.05; done",
+            "trap '' TERM; echo ready; while :; do sleep 0.05; done",
         ])
         .ok();
+    for name in ["kind", "deaf"] {
+        eventually("it is ready", || daemon.run(&format!("logs {name}")).ok() == "ready");
+    }
     daemon.run("stop kind").ok();
     assert_eq!(daemon.inspect("container", "kind")["container"]["exit_code"], 4);
     daemon.run("stop --time 1 deaf").ok();
@@ -408,6 +411,7 @@ fn a_terminal_is_one() {
     }
     let mut child = command
         .env("KLEE_HOST", daemon.socket())
+        .env("KLEE_PROJECT", "default")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -60,7 +60,10 @@ impl Room {
 
     fn klee(&self, arguments: &str) -> Ran {
         let mut command = Command::new(binary("klee"));
-        command.env("KLEE_HOST", self.path("sock")).args(arguments.split(' '));
+        command
+            .env("KLEE_HOST", self.path("sock"))
+            .env("KLEE_PROJECT", "default")
+            .args(arguments.split(' '));
         command.output().unwrap().into()
     }
 }

@@ -11,6 +11,7 @@ mod create;
 mod fill;
 mod hostile;
 mod init;
+mod projects;
 mod snapshots;
 mod unsettled;
 mod volumes;

@@ -214,6 +214,49 @@ pub(crate) fn renamed(f: &mut Fixture) {
     f.make(&from);
 }
 
+pub(crate) fn in_projects(f: &mut Fixture) {
+    let all = |f: &Fixture| -> Vec<String> {
+        let listed = f.driver.list(Area::Volumes).unwrap();
+        let listed: Vec<_> = listed.into_iter().map(|dataset| dataset.path).collect();
+        assert_eq!(f.driver.names(Area::Volumes).unwrap(), listed);
+        listed.iter().map(ToString::to_string).collect()
+    };
+    let (own, web, shop) = (volume("db"), volume("web:db"), volume("shop:db"));
+    // There is no such project.
+    assert!(!f.exists(&web) && !f.driver.destroy(&web).unwrap());
+    let missing = f.driver.usage(&web);
+    assert!(matches!(missing, Err(Error::NotFound(_))), "{missing:?}");
+    let missing = f.driver.rename(&web, &own);
+    assert!(matches!(missing, Err(Error::NotFound(_))), "{missing:?}");
+    f.make(&web);
+    f.make(&own);
+    f.make(&volume("web:a"));
+    assert_eq!(all(f), ["volumes/db", "projects/web/volumes/a", "projects/web/volumes/db"]);
+    assert_eq!(f.read(&web), "projects/web/volumes/db");
+    f.driver.snapshot(&[own.snapshot("s"), web.snapshot("s")], "").unwrap();
+    // From one project into another that there is not yet.
+    f.driver.clone_from(&web.snapshot("s"), &volume("shop:clone"), &spec("c")).unwrap();
+    f.driver.rename(&web, &shop).unwrap();
+    assert!(!f.exists(&web));
+    assert_eq!(f.read(&shop), "projects/web/volumes/db");
+    f.driver.rename(&own, &web).unwrap();
+    assert_eq!((f.read(&web), f.snapshots(&web)), ("volumes/db".into(), vec!["s".into()]));
+    let taken = f.driver.rename(&web, &shop);
+    assert!(matches!(taken, Err(Error::Exists(_))), "{taken:?}");
+    let there = all(f);
+    let of = |name: &str| there.iter().filter(|path| path.contains(name)).count();
+    assert_eq!((of("projects/shop/volumes/"), of("projects/web/volumes/")), (2, 2), "{there:?}");
+    f.open_again();
+    assert_eq!(all(f), there);
+    assert_eq!(f.read(&volume("shop:clone")), "projects/web/volumes/db");
+    assert!(f.driver.destroy(&volume("shop:clone")).unwrap());
+    for path in [&web, &shop, &volume("web:a")] {
+        assert!(f.driver.destroy(path).unwrap(), "{path}");
+    }
+    f.open_again();
+    assert_eq!(all(f), Vec::<String>::new());
+}
+
 pub(crate) fn a_snapshot_does_not_change(f: &mut Fixture) {
     let path = volume("v");
     f.driver.create(&path, &spec("")).unwrap();

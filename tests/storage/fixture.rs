@@ -108,8 +108,7 @@ impl Fixture {
         for area in Area::ALL {
             // What others were cloned from is busy until they are gone.
             for _ in 0..self.names(area).len() {
-                for name in self.names(area) {
-                    let path = format!("{}/{name}", area.as_str()).parse().unwrap();
+                for path in self.driver.names(area).unwrap() {
                     match self.driver.destroy(&path) {
                         Ok(_) | Err(Error::Busy(_)) => (),
                         Err(error) => panic!("{path}: {error:?}"),

@@ -36,6 +36,7 @@ on_every_driver! {
     cases::owner_and_mode as owner_and_mode,
     cases::destroyed as destroyed,
     cases::renamed as renamed,
+    cases::in_projects as in_projects,
     cases::a_snapshot_does_not_change as a_snapshot_does_not_change,
     cases::several_snapshots as several_snapshots,
     cases::names_of_snapshots as names_of_snapshots,

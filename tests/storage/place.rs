@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kleene_tests::harness::has;
-use kleened::storage::{Area, DRIVERS, DriverEntry};
+use kleened::storage::{Area, DRIVERS, DatasetPath, DriverEntry, Folder};
 
 /// Names the pool in which tests may make datasets.
 pub(crate) const POOL: &str = "KLEENE_POOL";
@@ -144,14 +144,20 @@ impl Place {
                     "name,mounted",
                     dataset,
                 ]);
-                // The root and its areas.
-                assert_eq!(list.lines().count(), 1 + Area::ALL.len() + datasets, "{list}");
-                for line in list.lines() {
-                    assert!(line.ends_with("\tyes"), "{line}");
-                }
+                let names = list
+                    .lines()
+                    .map(|line| line.strip_suffix("\tyes").unwrap_or_else(|| panic!("{line}")));
+                let below = names.filter_map(|name| name.strip_prefix(dataset)?.strip_prefix('/'));
+                let (folders, rest): (Vec<_>, Vec<_>) =
+                    below.partition(|name| name.parse::<Folder>().is_ok());
+                let found = rest.iter().filter(|name| name.parse::<DatasetPath>().is_ok()).count();
+                assert_eq!(found, datasets, "{list}");
+                // What remains holds the projects.
+                let projects = folders.len() - Area::ALL.len();
+                assert_eq!(rest.len(), datasets + 1 + projects, "{list}");
                 assert_eq!(count(root.join(".making")), 0);
-                let folders = Area::ALL.map(|area| count(root.join(area.as_str())));
-                assert_eq!(folders.iter().sum::<usize>(), datasets, "{list}");
+                let folders = folders.iter().map(|folder| count(root.join(folder)));
+                assert_eq!(folders.sum::<usize>(), datasets, "{list}");
                 let holds =
                     zfs(&["list", "-Hrp", "-t", "snapshot", "-o", "name,userrefs", dataset]);
                 for held in holds.lines().filter_map(|line| line.strip_suffix("\t1")) {

@@ -103,7 +103,7 @@ pub(crate) fn klee<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Command {
     let klee =
         std::env::var_os("KLEENE_BIN").map_or_else(built, |bin| Path::new(&bin).join("klee"));
     let mut command = Command::new(klee);
-    command.args(args).env_clear();
+    command.args(args).env_clear().env("KLEE_PROJECT", "default");
     command
 }
 

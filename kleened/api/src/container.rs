@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::lenient;
 use crate::mount::{MountPoint, MountPointConfig};
-use crate::{Id, Timestamp};
+use crate::{Id, ProjectName, Timestamp};
 
 /// What a new container shall be, or what shall change in one. An absent field takes the image's or
 /// the daemon's default on create, and keeps what is there on update.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerConfig {
-    /// The name; a random one where there is none.
+    /// The name, `[PROJECT:]NAME`; a random one where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The image: `NAME[:TAG][@SNAPSHOT]` or an id.
@@ -110,8 +110,11 @@ pub enum RestartPolicy {
 pub struct Container {
     /// The id.
     pub id: Id,
-    /// The name.
+    /// The name, unique in its project.
     pub name: String,
+    /// The project.
+    #[serde(default)]
+    pub project: ProjectName,
     /// The id of the image that it is a clone of.
     pub image_id: String,
     /// The command.
@@ -190,6 +193,9 @@ pub struct ListQuery {
     /// Also those that don't run.
     #[serde(default)]
     pub all: bool,
+    /// Those of every project, and not of the request's alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_projects: bool,
 }
 
 /// How to stop a container.

@@ -25,7 +25,10 @@ mod lenient;
 use serde::{Deserialize, Serialize};
 
 pub use error::{ErrorBody, ErrorCode};
-pub use name::{ContainerName, Id, ImageRef, NameError, SnapshotName, VolumeName, check_variable};
+pub use name::{
+    ContainerName, ContainerRef, Id, ImageRef, NameError, ProjectName, SnapshotName, VolumeName,
+    VolumeRef, check_variable,
+};
 pub use size::{Ratio, Size};
 pub use timestamp::Timestamp;
 

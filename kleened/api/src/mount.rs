@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::lenient;
-use crate::name::VolumeName;
+use crate::name::VolumeRef;
 
 /// What is mounted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -138,7 +138,8 @@ impl MountPointConfig {
             _ if self.anonymous => {
                 return Err(fail("an anonymous mount is of a volume, and names none".into()));
             }
-            MountType::Volume => match self.source.parse::<VolumeName>() {
+            // Which project is meant is for the daemon to say.
+            MountType::Volume => match self.source.parse::<VolumeRef>() {
                 Ok(name) => name.to_string(),
                 Err(error) => return Err(fail(error.to_string())),
             },
@@ -269,7 +270,12 @@ fn parse_short(text: &str) -> Result<MountPointConfig, String> {
         }
         text = rest;
     }
-    let parts: Vec<&str> = text.split(':').collect();
+    // Before the path of the destination: PROJECT:NAME, NAME or a path.
+    let (source, rest) = match text.split_once(":/") {
+        Some((source, _)) => text.split_at(source.len()),
+        None => text.split_once(':').map_or((text, ""), |(source, _)| text.split_at(source.len())),
+    };
+    let parts: Vec<&str> = [source].into_iter().chain(rest.split(':').skip(1)).collect();
     let (source, destination, read_only) = match parts[..] {
         [source, destination] => (source, destination, false),
         [source, destination, "ro"] => (source, destination, true),
@@ -395,6 +401,11 @@ mod tests {
         assert_eq!((mount.source.as_str(), mount.destination.as_str()), ("/srv/x", "/a/b"));
         assert!(mount.read_only && mount.nocopy);
         assert_eq!(mount.options, MountOptions::default());
+        let mount = parse("web:data:/a:ro").unwrap();
+        assert_eq!((mount.source.as_str(), mount.destination.as_str()), ("web:data", "/a"));
+        // What project is meant is for the daemon to say.
+        assert_eq!(parse("default:data:/a").unwrap().source, "default:data");
+        assert!(parse("web:data").is_err() && parse("Web:data:/a").is_err());
     }
 
     #[test]

@@ -20,8 +20,13 @@ pub struct NameError {
     pub rule: &'static str,
 }
 
+/// The project of what is named without one.
+pub const DEFAULT_PROJECT: &str = "default";
+
 const NAME_RULE: &str =
     "a name has 1 to 128 bytes, starts with a letter or digit, and holds only A-Z a-z 0-9 _ . -";
+const SCOPED_RULE: &str = "a name has 1 to 128 bytes, starts with a letter or digit, and holds only A-Z a-z 0-9 _ . -; \
+     before it there may be PROJECT: of 1 to 63 of a-z 0-9 -, with a letter or digit at both ends and no --";
 const ID_RULE: &str = "an id has 12 lower-case hexadecimal digits, not all of them decimal";
 const COMPONENT_RULE: &str = "a name has 1 to 63 characters, holds only a-z 0-9 -, starts and ends with a letter or digit, \
      and has no two '-' in a row";
@@ -47,8 +52,17 @@ pub fn is_component(text: &str) -> bool {
         && !text.contains("--")
 }
 
+/// `NAME`, or `PROJECT:NAME` without the default project.
+fn scoped(text: &str) -> Option<&str> {
+    match text.split_once(':') {
+        None => is_name(text).then_some(text),
+        Some((DEFAULT_PROJECT, name)) => is_name(name).then_some(name),
+        Some((project, name)) => (is_component(project) && is_name(name)).then_some(text),
+    }
+}
+
 macro_rules! checked_string {
-    ($(#[$doc:meta])* $type:ident, $what:literal, $rule:expr, $check:expr) => {
+    ($(#[$doc:meta])* $type:ident, $what:literal, $rule:expr, $canonical:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -66,11 +80,10 @@ macro_rules! checked_string {
             type Err = NameError;
 
             fn from_str(text: &str) -> Result<Self, NameError> {
-                let check: fn(&str) -> bool = $check;
-                if check(text) {
-                    Ok(Self(text.to_owned()))
-                } else {
-                    Err(NameError { what: $what, text: text.to_owned(), rule: $rule })
+                let canonical: fn(&str) -> Option<&str> = $canonical;
+                match canonical(text) {
+                    Some(name) => Ok(Self(name.to_owned())),
+                    None => Err(NameError { what: $what, text: text.to_owned(), rule: $rule }),
                 }
             }
         }
@@ -104,24 +117,98 @@ macro_rules! checked_string {
 }
 
 checked_string!(
-    /// The name of a volume, which is also its id.
-    VolumeName, "volume name", NAME_RULE, is_name
+    /// The name of a project: a DNS label without `--`.
+    ProjectName, "project name", COMPONENT_RULE, |text| is_component(text).then_some(text)
+);
+checked_string!(
+    /// The name of a volume, which is also its id: `NAME` in the default project, `PROJECT:NAME` in
+    /// another.
+    VolumeName, "volume name", SCOPED_RULE, scoped
 );
 checked_string!(
     /// The name of a new snapshot. Those that others made may have other names.
-    SnapshotName, "snapshot name", COMPONENT_RULE, is_component
+    SnapshotName, "snapshot name", COMPONENT_RULE, |text| is_component(text).then_some(text)
 );
 checked_string!(
-    /// The name of a container. Unique among containers.
-    ContainerName, "container name", NAME_RULE, is_name
+    /// A volume as a person writes it: `[PROJECT:]NAME`, where the project may be left out.
+    VolumeRef, "volume name", SCOPED_RULE, |text| scoped(text).map(|_| text)
 );
+checked_string!(
+    /// The name of a container. Unique among the containers of a project.
+    ContainerName, "container name", NAME_RULE, |text| is_name(text).then_some(text)
+);
+checked_string!(
+    /// A container as a person writes it: `[PROJECT:]NAME`, where the project may be left out and `NAME`
+    /// may also be an id or the beginning of one.
+    ContainerRef, "container name", SCOPED_RULE, |text| scoped(text).map(|_| text)
+);
+
+impl Default for ProjectName {
+    fn default() -> Self {
+        Self(DEFAULT_PROJECT.to_owned())
+    }
+}
+
+impl ProjectName {
+    /// Whether it is the one of what is named without a project.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        self.0 == DEFAULT_PROJECT
+    }
+}
+
+impl VolumeName {
+    /// The project.
+    #[must_use]
+    pub fn project(&self) -> ProjectName {
+        match self.0.split_once(':') {
+            Some((project, _)) => ProjectName(project.to_owned()),
+            None => ProjectName::default(),
+        }
+    }
+
+    /// The name without the project.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.split_once(':').map_or(&self.0, |(_, name)| name)
+    }
+}
+
+impl ProjectName {
+    /// The volume that is meant where this is the project of what is named without one.
+    ///
+    /// # Errors
+    ///
+    /// What is no [`VolumeRef`].
+    pub fn volume(&self, text: &str) -> Result<VolumeName, NameError> {
+        let name: VolumeName = text.parse()?;
+        if text.contains(':') || self.is_default() {
+            return Ok(name);
+        }
+        Ok(VolumeName(format!("{self}:{name}")))
+    }
+
+    /// The project and the rest of a [`ContainerRef`] that is meant where this is the project of what is
+    /// named without one.
+    ///
+    /// # Errors
+    ///
+    /// What is no name of a project.
+    pub fn container<'t>(&self, text: &'t str) -> Result<(Self, &'t str), NameError> {
+        match text.split_once(':') {
+            Some((project, name)) => Ok((project.parse()?, name)),
+            None => Ok((self.clone(), text)),
+        }
+    }
+}
+
 checked_string!(
     /// The id of a container, image or execution instance: 12 lower-case hexadecimal digits, never
     /// all decimal, because `jail(8)` would read such a name as a jail id.
     Id, "id", ID_RULE,
-    |text| text.len() == 12
+    |text| (text.len() == 12
         && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-        && !text.bytes().all(|b| b.is_ascii_digit())
+        && !text.bytes().all(|b| b.is_ascii_digit())).then_some(text)
 );
 
 /// A reference to an image as a person writes it: `NAME[:TAG][@SNAPSHOT]`, where `NAME` may also be
@@ -239,6 +326,27 @@ mod tests {
         {
             assert!(bad.parse::<VolumeName>().is_err(), "{bad:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_name_may_have_a_project() {
+        let name: VolumeName = "web-2:Data".parse().unwrap();
+        assert_eq!((name.project().as_str(), name.name()), ("web-2", "Data"));
+        let name: VolumeName = "default:data".parse().unwrap();
+        assert_eq!((name.as_str(), name.project().is_default()), ("data", true));
+        let web: ProjectName = "web".parse().unwrap();
+        let within = |text: &str| web.volume(text).map(String::from).ok();
+        assert_eq!(within("data").as_deref(), Some("web:data"));
+        assert_eq!(within("shop:data").as_deref(), Some("shop:data"));
+        assert_eq!(within("default:data").as_deref(), Some("data"));
+        assert_eq!(within("a/b"), None);
+        let long = format!("{}:a", "p".repeat(64));
+        for bad in [":a", "a:", "Web:a", "a:b:c", "-a:b", "a-:b", "a--b:c", "a_b:c", "a.b:c", &long]
+        {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad:?} was accepted");
+        }
+        assert!("p".repeat(63).parse::<ProjectName>().is_ok());
+        assert!("".parse::<ProjectName>().is_err());
     }
 
     #[test]

@@ -7,6 +7,10 @@ pub const PREFER: &str = "prefer";
 /// poorer one, and an operation to wait for where the change takes long.
 pub const PREFER_EXACT: &str = "exact-status, respond-async";
 
+/// The header that names the project of what a request names without one, and of what it lists. The
+/// default project is meant where it is missing.
+pub const PROJECT: &str = "kleened-project";
+
 /// The default socket.
 pub const DEFAULT_SOCKET: &str = "/var/run/kleened.sock";
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Size, SnapshotName, Timestamp, VolumeName};
+use crate::{Size, SnapshotName, Timestamp, VolumeRef};
 
 /// The most bytes that a message may have.
 pub const MAX_MESSAGE: usize = 1000;
@@ -11,7 +11,7 @@ pub const MAX_MESSAGE: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotConfig {
     /// The volumes.
-    pub volumes: Vec<VolumeName>,
+    pub volumes: Vec<VolumeRef>,
     /// The name; where there is none, `v0`, `v1` and so on: the first after those that there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<SnapshotName>,

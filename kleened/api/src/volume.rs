@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mount::MountPoint;
 use crate::snapshot::Snapshot;
-use crate::{Ratio, Size, Timestamp, VolumeName};
+use crate::{ProjectName, Ratio, Size, Timestamp, VolumeRef};
 
 /// What a new volume shall be. Absent fields leave the choice to the daemon, and are not compared
 /// where a volume of that name exists.
@@ -16,7 +16,7 @@ use crate::{Ratio, Size, Timestamp, VolumeName};
 pub struct VolumeConfig {
     /// The name; a random one where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<VolumeName>,
+    pub name: Option<VolumeRef>,
     /// Labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<BTreeMap<String, String>>,
@@ -81,14 +81,17 @@ pub struct AdoptConfig {
     pub dataset: String,
     /// The name of the volume; the last component of the dataset's where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<VolumeName>,
+    pub name: Option<VolumeRef>,
 }
 
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// The name.
+    /// The name, unique in its project.
     pub name: String,
+    /// The project.
+    #[serde(default)]
+    pub project: ProjectName,
     /// The dataset that holds it.
     pub dataset: String,
     /// Where it is mounted on the host.
@@ -253,6 +256,9 @@ pub struct InspectQuery {
 /// Which volumes a list shall show, of which all that are given must hold, and what of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeFilter {
+    /// Those of every project, and not of the request's alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_projects: bool,
     /// Names that contain this text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -279,6 +285,9 @@ pub struct PruneQuery {
     /// Images: also those that have a name.
     #[serde(default)]
     pub all: bool,
+    /// Volumes and containers: those of every project, and not of the request's alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_projects: bool,
 }
 
 /// A numeric user and group, written `UID:GID`.

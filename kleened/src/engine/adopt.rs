@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kleened_api::volume::AdoptConfig;
-use kleened_api::{Timestamp, VolumeName};
+use kleened_api::{ProjectName, Timestamp, VolumeName};
 
 use super::Engine;
 use super::catalogue::{Fault, VolumeEntry};
@@ -23,7 +23,11 @@ impl Engine {
     /// [`Error::NotFound`]; [`Error::Taken`] where there is another volume of that name;
     /// [`Error::Unsupported`] where the storage driver has no datasets of others; a dataset that can't
     /// be adopted, with the reason.
-    pub fn adopt_volume(self: &Arc<Self>, config: AdoptConfig) -> Result<Pending<String>> {
+    pub fn adopt_volume(
+        self: &Arc<Self>,
+        project: &ProjectName,
+        config: AdoptConfig,
+    ) -> Result<Pending<String>> {
         let dataset = config.dataset;
         if self.storage.adopt().is_none() {
             return Err(Error::Unsupported(format!(
@@ -38,11 +42,10 @@ impl Engine {
             )));
         }
         let last = dataset.rsplit('/').next().unwrap_or(&dataset);
-        let own: Option<VolumeName> = last.parse().ok();
-        let name = match (config.name, &own) {
-            (Some(name), _) => name,
-            (None, Some(own)) => own.clone(),
-            (None, None) => {
+        let name = match (&config.name, project.volume(last)) {
+            (Some(name), _) => project.volume(name.as_str())?,
+            (None, Ok(name)) => name,
+            (None, Err(_)) => {
                 return Err(Error::Invalid(format!(
                     "'{}' can't be the name of a volume: give one with --name",
                     last.escape_default()
@@ -50,7 +53,7 @@ impl Engine {
             }
         };
         // It may be in the place of a volume already.
-        let volume = own.filter(|own| self.storage.dataset(&DatasetPath::volume(own)) == dataset);
+        let volume = self.volume_of_dataset(&dataset);
         let wanted = [Some(&name), volume.as_ref()].into_iter().flatten();
         let wanted =
             wanted.map(|name| (Key::Volume(name.to_string()), Access::Exclusive)).collect();
@@ -61,6 +64,14 @@ impl Engine {
             }
             Ok(name.to_string())
         }))
+    }
+
+    /// The volume whose dataset it would be by its place.
+    fn volume_of_dataset(&self, dataset: &str) -> Option<VolumeName> {
+        let image = DatasetPath::volume(&"x".parse().ok()?);
+        let root = self.storage.dataset(&image);
+        let root = root.strip_suffix(&image.to_string())?;
+        dataset.strip_prefix(root)?.parse::<DatasetPath>().ok()?.volume_name()
     }
 
     /// Whether the volume is there, made of that dataset.

@@ -13,6 +13,7 @@ use kleened_api::mount::{self, MountError, MountOptions, MountPointConfig, Mount
 use kleened_api::{Id, VolumeName};
 
 use super::catalogue::access;
+use super::container::in_project;
 use super::journal::{Entry, Intent};
 use super::lock::{Access, Key};
 use super::operation::Pending;
@@ -100,6 +101,7 @@ impl Engine {
         // It may have gone while this waited for the locks.
         self.catalogue().contains_volume(name.as_str())?;
         let (record, running) = self.present(id)?;
+        in_project(&name, &record.project)?;
         let is_there = is_there(&record, mount, running)?;
         if is_there && !running {
             return Ok(());

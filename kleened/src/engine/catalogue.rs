@@ -7,8 +7,9 @@ use std::fmt;
 use kleened_api::container::{Container, ContainerSummary};
 use kleened_api::image::Image;
 use kleened_api::mount::{MountPoint, MountPointConfig, MountType};
+use kleened_api::name::DEFAULT_PROJECT;
 use kleened_api::volume::{AccessRule, Volume, VolumeFilter, VolumeState};
-use kleened_api::{Id, ImageRef, VolumeName};
+use kleened_api::{Id, ImageRef, ProjectName, VolumeName};
 use tokio::sync::watch;
 
 use super::record::{ContainerRecord, ImageRecord, VolumeRecord};
@@ -215,29 +216,40 @@ impl Catalogue {
     }
 
     /// The volumes that the filter lets through, newest first.
-    pub(super) fn list_volumes(&self, storage: &dyn Driver, filter: &VolumeFilter) -> Vec<Volume> {
-        let shown = self.filtered(filter);
+    pub(super) fn list_volumes(
+        &self,
+        storage: &dyn Driver,
+        project: &ProjectName,
+        filter: &VolumeFilter,
+    ) -> Vec<Volume> {
+        let shown = self.filtered(project, filter);
         let mut volumes: Vec<Volume> = shown
             .into_iter()
             .filter_map(|(name, entry, used)| Some(volume(storage, name, entry?, used)))
             .collect();
-        volumes.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| a.name.cmp(&b.name)));
+        let name = |volume: &Volume| (volume.name.clone(), volume.project.clone());
+        volumes.sort_by_cached_key(|volume| (Reverse(volume.created), name(volume)));
         volumes
     }
 
     /// The names of the volumes that the filter lets through, newest first; last, by name, those whose
     /// records are still being read.
-    pub(super) fn volume_names(&self, filter: &VolumeFilter) -> Vec<String> {
-        let mut volumes = self.filtered(filter);
+    pub(super) fn volume_names(&self, project: &ProjectName, filter: &VolumeFilter) -> Vec<String> {
+        let mut volumes = self.filtered(project, filter);
         // `None` is the least, so the last.
         let created = |entry: Option<&VolumeEntry>| entry.map(|entry| entry.record.created);
         volumes.sort_by_key(|(name, entry, _)| (Reverse(created(*entry)), *name));
         volumes.into_iter().map(|(name, ..)| name.clone()).collect()
     }
 
+    /// The names of all volumes.
+    pub(super) fn every_volume(&self) -> impl Iterator<Item = String> {
+        self.volumes.keys().chain(&self.unread).cloned()
+    }
+
     /// The volumes that the filter lets through, with what was read of them, and where a container
     /// names one, whether one that names it runs.
-    fn filtered(&self, filter: &VolumeFilter) -> Vec<Shown<'_>> {
+    fn filtered(&self, project: &ProjectName, filter: &VolumeFilter) -> Vec<Shown<'_>> {
         // For each volume that is used: whether a running container uses it.
         let mut used: HashMap<&str, bool> = HashMap::new();
         for entry in self.containers.values() {
@@ -255,7 +267,9 @@ impl Catalogue {
             })
             .collect();
         let shown = |(name, entry, running): &Shown<'_>| {
-            filter.name.as_ref().is_none_or(|part| name.contains(part.as_str()))
+            let (of, bare) = split(name);
+            (filter.all_projects || of == project.as_str())
+                && filter.name.as_ref().is_none_or(|part| bare.contains(part.as_str()))
                 && filter.dangling.is_none_or(|dangling| dangling == running.is_none())
                 && filter.in_use.is_none_or(|in_use| in_use == (*running == Some(true)))
                 && labels.iter().all(|(key, value)| {
@@ -310,10 +324,10 @@ impl Catalogue {
         }
     }
 
-    /// The container's id: by its id, its name, or the beginning of its id.
+    /// The container's id: by its id, its name with its project, or the beginning of its id.
     pub(super) fn container(&self, reference: &str) -> Result<Id> {
-        let name = reference.strip_prefix('/').unwrap_or(reference);
-        if let Some(id) = self.container_named(name)
+        let (project, name) = split(reference.strip_prefix('/').unwrap_or(reference));
+        if let Some(id) = self.container_named(project, name)
             && self.containers.keys().all(|other| other.as_str() != name)
         {
             return Ok(id.clone());
@@ -322,8 +336,11 @@ impl Catalogue {
             .ok_or_else(|| Error::NotFound { kind: Kind::Container, name: reference.to_owned() })
     }
 
-    pub(super) fn container_named(&self, name: &str) -> Option<&Id> {
-        self.containers.iter().find(|(_, entry)| entry.record.name == name).map(|(id, _)| id)
+    pub(super) fn container_named(&self, project: &str, name: &str) -> Option<&Id> {
+        let named = |(_, entry): &(&Id, &ContainerEntry)| {
+            entry.record.name == name && entry.record.project.as_str() == project
+        };
+        self.containers.iter().find(named).map(|(id, _)| id)
     }
 
     pub(super) fn entry(&self, id: &Id) -> Result<&ContainerEntry> {
@@ -369,11 +386,17 @@ impl Catalogue {
         Ok(container(storage, id, self.entry(id)?))
     }
 
-    pub(super) fn list_containers(&self, storage: &dyn Driver, all: bool) -> Vec<ContainerSummary> {
+    pub(super) fn list_containers(
+        &self,
+        storage: &dyn Driver,
+        project: Option<&ProjectName>,
+        all: bool,
+    ) -> Vec<ContainerSummary> {
         let mut list: Vec<ContainerSummary> = self
             .containers
             .iter()
             .filter(|(_, entry)| entry.ready && (all || entry.is_running()))
+            .filter(|(_, entry)| project.is_none_or(|project| *project == entry.record.project))
             .map(|(id, entry)| {
                 let image = self.images.get(&entry.record.image_id);
                 ContainerSummary {
@@ -404,6 +427,11 @@ pub(super) fn access(mount: &MountPointConfig) -> &'static str {
     if mount.read_only { "read-only" } else { "read-write" }
 }
 
+/// The project and the name in it.
+pub(super) fn split(name: &str) -> (&str, &str) {
+    name.split_once(':').unwrap_or((DEFAULT_PROJECT, name))
+}
+
 /// The one id that begins with `prefix`.
 fn by_prefix<'a>(
     kind: Kind,
@@ -430,8 +458,10 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
     let path = name.parse::<VolumeName>().map(|name| DatasetPath::volume(&name));
     let mountpoint = path.as_ref().map(|path| storage.mountpoint(path));
     let record = entry.record.clone();
+    let (project, name) = split(name);
     Volume {
         name: name.to_owned(),
+        project: project.parse().unwrap_or_default(),
         dataset: path.as_ref().map(|path| storage.dataset(path)).unwrap_or_default(),
         mountpoint: mountpoint.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         created: record.created,
@@ -479,6 +509,7 @@ fn container(storage: &dyn Driver, id: &Id, entry: &ContainerEntry) -> Container
     Container {
         id: id.clone(),
         name: record.name,
+        project: record.project,
         image_id: record.image_id.to_string(),
         cmd: record.cmd,
         user: record.user,

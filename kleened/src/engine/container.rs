@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use kleened_api::container::{ContainerConfig, ContainerInspect, ContainerSummary};
 use kleened_api::mount::{self, MountPoint, MountPointConfig, MountType};
-use kleened_api::{ContainerName, Id, Timestamp, VolumeName, check_variable};
+use kleened_api::{ContainerName, Id, ProjectName, Timestamp, VolumeName, check_variable};
 
 use super::catalogue::{ContainerEntry, Fault, Run, VolumeEntry};
 use super::journal::Intent;
@@ -26,10 +26,11 @@ use crate::storage::{DatasetPath, DatasetSpec};
 const MAX_RECORD: usize = 64 << 10;
 
 impl Engine {
-    /// The running containers, or all of them, newest first.
+    /// The running containers of the project, or of any where that is `None`, newest first; or all of
+    /// them.
     #[must_use]
-    pub fn containers(&self, all: bool) -> Vec<ContainerSummary> {
-        self.catalogue().list_containers(&*self.storage, all)
+    pub fn containers(&self, project: Option<&ProjectName>, all: bool) -> Vec<ContainerSummary> {
+        self.catalogue().list_containers(&*self.storage, project, all)
     }
 
     /// The container of that id, name, or beginning of an id.
@@ -59,13 +60,17 @@ impl Engine {
     ///
     /// [`Error::NotFound`] for the image, [`Error::Taken`] for the name; a mount, variable or
     /// parameter that is not allowed; the storage.
-    pub fn create_container(self: &Arc<Self>, config: ContainerConfig) -> Result<Pending<String>> {
+    pub fn create_container(
+        self: &Arc<Self>,
+        project: &ProjectName,
+        config: ContainerConfig,
+    ) -> Result<Pending<String>> {
         let id = ident::new();
-        let record = self.new_record(&id, config)?;
+        let record = self.new_record(&id, project, config)?;
         // From here on the name and the volumes are taken.
         {
             let mut catalogue = self.catalogue();
-            if let Some(by) = catalogue.container_named(&record.name) {
+            if let Some(by) = catalogue.container_named(record.project.as_str(), &record.name) {
                 let (name, by) = (record.name.clone(), by.to_string());
                 return Err(Error::Taken { kind: Kind::Container, name, by });
             }
@@ -93,12 +98,18 @@ impl Engine {
         }))
     }
 
-    fn new_record(&self, id: &Id, config: ContainerConfig) -> Result<ContainerRecord> {
-        let name = match &config.name {
+    fn new_record(
+        &self,
+        id: &Id,
+        project: &ProjectName,
+        config: ContainerConfig,
+    ) -> Result<ContainerRecord> {
+        let (project, name) = match &config.name {
             Some(name) => {
-                name.strip_prefix('/').unwrap_or(name).parse::<ContainerName>()?.to_string()
+                let (project, name) = project.container(name.strip_prefix('/').unwrap_or(name))?;
+                (project, name.parse::<ContainerName>()?.to_string())
             }
-            None => self.free_name(),
+            None => (project.clone(), self.free_name(project)),
         };
         let image = config.image.as_deref().unwrap_or_default();
         let (image_id, image) = {
@@ -117,12 +128,18 @@ impl Engine {
             ));
         }
         let mut mounts = mount::checked(config.mounts)?;
-        for mount in mounts.iter_mut().filter(|mount| mount.anonymous) {
-            mount.source = ident::new().to_string();
+        for mount in mounts.iter_mut().filter(|mount| mount.kind == MountType::Volume) {
+            if mount.anonymous {
+                mount.source = ident::new().to_string();
+            }
+            let volume = project.volume(&mount.source)?;
+            in_project(&volume, &project)?;
+            mount.source = volume.into();
         }
         let record = ContainerRecord {
             created: Timestamp::now(),
             name,
+            project,
             image_id,
             cmd: config.cmd.filter(|cmd| !cmd.is_empty()).unwrap_or(image.cmd),
             user: config.user.filter(|user| !user.is_empty()).unwrap_or(image.user),
@@ -181,11 +198,11 @@ impl Engine {
         Ok(())
     }
 
-    fn free_name(&self) -> String {
+    fn free_name(&self, project: &ProjectName) -> String {
         let catalogue = self.catalogue();
         for _ in 0..16 {
             let name = ident::name();
-            if catalogue.container_named(&name).is_none() {
+            if catalogue.container_named(project.as_str(), &name).is_none() {
                 return name;
             }
         }
@@ -354,6 +371,13 @@ impl Engine {
             let mut record = before.clone();
             if let Some(name) = &config.name {
                 let name = name.strip_prefix('/').unwrap_or(name);
+                let (project, name) = record.project.container(name)?;
+                if project != record.project {
+                    return Err(Error::Invalid(format!(
+                        "a container stays in its project: {} can't move from {} to {project}",
+                        record.name, record.project
+                    )));
+                }
                 record.name = name.parse::<ContainerName>()?.to_string();
             }
             if let Some(cmd) = config.cmd.filter(|cmd| !cmd.is_empty()) {
@@ -386,7 +410,7 @@ impl Engine {
                     .update(&id, &added)
                     .map_err(Error::platform("update container", &id))?;
             }
-            engine.rename_entry(&id, &record.name)?;
+            engine.rename_entry(&id, &record.project, &record.name)?;
             let stored = engine
                 .storage
                 .set(&DatasetPath::container(&id), &record::write(&record))
@@ -400,9 +424,9 @@ impl Engine {
     }
 
     /// The name belongs to this container from now on, so that no other can take it meanwhile.
-    fn rename_entry(&self, id: &Id, name: &str) -> Result<()> {
+    fn rename_entry(&self, id: &Id, project: &ProjectName, name: &str) -> Result<()> {
         let mut catalogue = self.catalogue();
-        match catalogue.container_named(name) {
+        match catalogue.container_named(project.as_str(), name) {
             Some(by) if by != id => Err(Error::Taken {
                 kind: Kind::Container,
                 name: name.to_owned(),
@@ -468,11 +492,18 @@ impl Engine {
 
     /// No container is left that does not run, but for those that are to persist. The answer lists
     /// them, oldest first; with `dry_run` it lists those that would go, and they stay.
-    pub fn prune_containers(self: &Arc<Self>, dry_run: bool) -> Pending<Vec<String>> {
+    pub fn prune_containers(
+        self: &Arc<Self>,
+        project: Option<&ProjectName>,
+        dry_run: bool,
+    ) -> Pending<Vec<String>> {
         let mut unused: Vec<(Timestamp, Id)> = {
             let catalogue = self.catalogue();
             let unused = |(_, entry): &(&Id, &ContainerEntry)| {
-                entry.ready && !entry.record.persist && !entry.is_running()
+                entry.ready
+                    && !entry.record.persist
+                    && !entry.is_running()
+                    && project.is_none_or(|project| *project == entry.record.project)
             };
             catalogue
                 .containers
@@ -488,6 +519,17 @@ impl Engine {
             engine.prune(unused, dry_run, key, |id| engine.destroy_container(id))
         })
     }
+}
+
+/// That a container of that project may have the volume.
+pub(super) fn in_project(volume: &VolumeName, project: &ProjectName) -> Result<()> {
+    if volume.project() == *project {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "volume {volume} and a container of project {project} are not in the same project: a container \
+         mounts only volumes of its own"
+    )))
 }
 
 /// That each host path is there and can be mounted.

@@ -278,8 +278,9 @@ impl Engine {
     fn compare_all(self: &Arc<Self>) -> Result<()> {
         let paths = self.storage.names(Area::Volumes);
         let paths = paths.map_err(Error::storage("list", Area::Volumes.as_str()))?;
-        let there: BTreeSet<String> = paths.iter().map(|path| path.name().to_owned()).collect();
-        let known = self.catalogue().volume_names(&Default::default()).into_iter().collect();
+        let there = paths.iter().filter_map(DatasetPath::volume_name).map(String::from);
+        let there: BTreeSet<String> = there.collect();
+        let known = self.catalogue().every_volume().collect();
         for name in there.symmetric_difference(&known) {
             self.compare(&DatasetPath::volume(&name.parse()?), |_, _| true);
         }
@@ -301,9 +302,9 @@ impl Engine {
             if news(&engine, &path) {
                 let looked = engine.look(move |engine| {
                     let _held = held;
-                    match path.area() {
-                        Area::Volumes => engine.notice(&path.name().parse()?),
-                        _ => engine.report(&path),
+                    match path.volume_name() {
+                        Some(name) => engine.notice(&name),
+                        None => engine.report(&path),
                     }
                 });
                 log_failure("look at a dataset", looked.await.and_then(|looked| looked));
@@ -314,13 +315,13 @@ impl Engine {
     /// Whether there is such a dataset, as far as is known.
     fn knows(&self, path: &DatasetPath) -> bool {
         let catalogue = self.catalogue();
-        match (path.area(), path.name().parse()) {
-            (Area::Volumes, _) => catalogue.has_dataset(path.name()),
-            (Area::Image, Ok(id)) => catalogue.images.contains_key(&id),
-            (Area::Container, Ok(id)) => {
+        match key(path) {
+            Some(Key::Volume(name)) => catalogue.has_dataset(&name),
+            Some(Key::Image(id)) => catalogue.images.contains_key(&id),
+            Some(Key::Container(id)) => {
                 catalogue.containers.get(&id).is_some_and(|entry| entry.ready)
             }
-            _ => false,
+            Some(Key::ImageNames) | None => false,
         }
     }
 
@@ -331,7 +332,7 @@ impl Engine {
             known.fault.is_none()
                 && record::read::<VolumeRecord>(Some(record)).is_ok_and(|now| now == known.record)
         };
-        path.area() != Area::Volumes || catalogue.volumes.get(path.name()).is_some_and(same)
+        path.volume_name().is_none_or(|name| catalogue.volumes.get(name.as_str()).is_some_and(same))
     }
 
     /// An image or container of which the dataset is gone is reported; it can't be used any more.
@@ -348,7 +349,7 @@ impl Engine {
 /// What is locked by whoever changes the dataset.
 fn key(path: &DatasetPath) -> Option<Key> {
     match path.area() {
-        Area::Volumes => Some(Key::Volume(path.name().to_owned())),
+        Area::Volumes => path.volume_name().map(|name| Key::Volume(name.into())),
         Area::Image => path.name().parse().ok().map(Key::Image),
         Area::Container => path.name().parse().ok().map(Key::Container),
         Area::Scratch => None,

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use kleened_api::container::{NetworkDriver, RestartPolicy};
 use kleened_api::mount::MountPointConfig;
 use kleened_api::volume::{AccessRule, Mode, Owner, Populated};
-use kleened_api::{Id, Size, Timestamp};
+use kleened_api::{Id, ProjectName, Size, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +113,8 @@ pub(super) struct ImageRecord {
 pub(super) struct ContainerRecord {
     pub created: Timestamp,
     pub name: String,
+    #[serde(default, skip_serializing_if = "ProjectName::is_default")]
+    pub project: ProjectName,
     pub image_id: Id,
     pub cmd: Vec<String>,
     pub user: String,

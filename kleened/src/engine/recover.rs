@@ -254,7 +254,7 @@ fn read_all(storage: &dyn Driver) -> Result<Catalogue> {
     });
     let volumes = volumes.unwrap_or(Err(Error::Failed))?;
     let containers = containers.unwrap_or(Err(Error::Failed))?;
-    let unread = volumes.iter().map(|path| path.name().to_owned()).collect();
+    let unread = volumes.iter().filter_map(DatasetPath::volume_name).map(String::from).collect();
     let mut catalogue = Catalogue { unread, ..Catalogue::default() };
     for dataset in images? {
         if let Some((id, record)) = read::<ImageRecord>(&dataset) {

@@ -7,7 +7,7 @@ use kleened_api::snapshot::{
     MAX_MESSAGE, Snapshot, SnapshotConfig, SnapshotFilter, SnapshotProtect, SnapshotRename, path,
 };
 use kleened_api::volume::VolumeFilter;
-use kleened_api::{NameError, Size, Timestamp, VolumeName};
+use kleened_api::{NameError, ProjectName, Size, Timestamp, VolumeName};
 
 use super::lock::{Access, Key};
 use super::operation::Pending;
@@ -17,17 +17,22 @@ use crate::error::{Error, Kind, Result};
 use crate::storage::{self, DatasetPath, INTERNAL, SnapshotPath};
 
 impl Engine {
-    /// The snapshots that the filter lets through, by volume, oldest first.
+    /// The snapshots that the filter lets through, by volume, oldest first; where that names no volume,
+    /// those of all of the project.
     ///
     /// # Errors
     ///
     /// [`Error::NotFound`] for the volume that the filter names; the storage can't be read;
     /// [`Error::Stopping`].
-    pub async fn snapshots(self: &Arc<Self>, filter: SnapshotFilter) -> Result<Vec<Snapshot>> {
+    pub async fn snapshots(
+        self: &Arc<Self>,
+        project: &ProjectName,
+        filter: SnapshotFilter,
+    ) -> Result<Vec<Snapshot>> {
         let all = filter.volume.is_none();
         let mut volumes = match &filter.volume {
             Some(volume) => vec![volume.clone()],
-            None => self.volume_names(&VolumeFilter::default()).await?,
+            None => self.volume_names(project, &VolumeFilter::default()).await?,
         };
         volumes.sort_unstable();
         let find = move |engine: &Self| {
@@ -78,6 +83,7 @@ impl Engine {
     /// made.
     pub fn create_snapshots(
         self: &Arc<Self>,
+        project: &ProjectName,
         config: SnapshotConfig,
     ) -> Result<Pending<Vec<String>>> {
         let SnapshotConfig { volumes, name, message } = config;
@@ -85,7 +91,8 @@ impl Engine {
             let text = format!("the message is too long: it may have {MAX_MESSAGE} bytes");
             return Err(Error::Invalid(text));
         }
-        let volumes: BTreeSet<VolumeName> = volumes.into_iter().collect();
+        let volumes = volumes.iter().map(|volume| project.volume(volume.as_str()));
+        let volumes: BTreeSet<VolumeName> = volumes.collect::<std::result::Result<_, _>>()?;
         if volumes.is_empty() {
             return Err(Error::Invalid("name the volumes to make snapshots of".into()));
         }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use kleened_api::volume::{
     InspectQuery, Volume, VolumeConfig, VolumeFilter, VolumeInspect, VolumeUsage,
 };
-use kleened_api::{Id, Ratio, Size, Timestamp, VolumeName};
+use kleened_api::{Id, ProjectName, Ratio, Size, Timestamp, VolumeName};
 
-use super::catalogue::{Fault, VolumeEntry};
+use super::catalogue::{Fault, VolumeEntry, split};
 use super::lock::{Access, Key};
 use super::operation::Pending;
 use super::record::VolumeRecord;
@@ -23,19 +23,23 @@ impl Engine {
     /// # Errors
     ///
     /// How much space they take can't be read; [`Error::Stopping`].
-    pub async fn volumes(self: &Arc<Self>, filter: VolumeFilter) -> Result<Vec<Volume>> {
+    pub async fn volumes(
+        self: &Arc<Self>,
+        project: &ProjectName,
+        filter: VolumeFilter,
+    ) -> Result<Vec<Volume>> {
         self.know_all().await?;
-        let mut volumes = self.catalogue().list_volumes(&*self.storage, &filter);
+        let mut volumes = self.catalogue().list_volumes(&*self.storage, project, &filter);
         if !filter.size || volumes.is_empty() {
             return Ok(volumes);
         }
         let measure = |engine: &Self| engine.storage.usages(Area::Volumes);
         let usages = self.look(measure).await?.map_err(Error::storage("measure", "volumes"))?;
         let usages: HashMap<String, VolumeUsage> =
-            usages.iter().map(|(path, usage)| (path.name().to_owned(), show(usage))).collect();
+            usages.iter().map(|(path, usage)| (self.storage.dataset(path), show(usage))).collect();
         for volume in &mut volumes {
             // None of one that came or went meanwhile.
-            volume.usage = usages.get(&volume.name).copied();
+            volume.usage = usages.get(&volume.dataset).copied();
         }
         Ok(volumes)
     }
@@ -46,11 +50,15 @@ impl Engine {
     /// # Errors
     ///
     /// [`Error::Stopping`].
-    pub async fn volume_names(&self, filter: &VolumeFilter) -> Result<Vec<String>> {
+    pub async fn volume_names(
+        &self,
+        project: &ProjectName,
+        filter: &VolumeFilter,
+    ) -> Result<Vec<String>> {
         if filter.label.is_some() {
             self.know_all().await?;
         }
-        Ok(self.catalogue().volume_names(filter))
+        Ok(self.catalogue().volume_names(project, filter))
     }
 
     /// The volume, and the containers that name it.
@@ -108,11 +116,15 @@ impl Engine {
     ///
     /// [`Error::Conflict`] where there was one that differs; a parameter that is not allowed, or that
     /// this storage driver has not; the storage.
-    pub fn create_volume(self: &Arc<Self>, config: VolumeConfig) -> Result<Pending<String>> {
+    pub fn create_volume(
+        self: &Arc<Self>,
+        project: &ProjectName,
+        config: VolumeConfig,
+    ) -> Result<Pending<String>> {
         check(&config)?;
         let name = match &config.name {
-            Some(name) => name.clone(),
-            None => ident::new().as_str().parse()?,
+            Some(name) => project.volume(name.as_str())?,
+            None => project.volume(ident::new().as_str())?,
         };
         let subject = name.to_string();
         let wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
@@ -222,15 +234,23 @@ impl Engine {
         }
     }
 
-    /// No volume is left that no container names and that has no snapshots made here. The answer lists them; with `dry_run` it lists
+    /// No volume of the project, or of any where that is `None`, is left that no container names and that
+    /// has no snapshots made here. The answer lists them; with `dry_run` it lists
     /// those that would go, and they stay. One that can't be removed does not keep the others.
-    pub fn prune_volumes(self: &Arc<Self>, dry_run: bool) -> Pending<Vec<String>> {
+    pub fn prune_volumes(
+        self: &Arc<Self>,
+        project: Option<ProjectName>,
+        dry_run: bool,
+    ) -> Pending<Vec<String>> {
         self.begin("prune volumes".into(), "", Vec::new(), move |engine, _| {
             engine.runtime.block_on(engine.know_all())?;
             let mut unused: Vec<String> = {
                 let catalogue = engine.catalogue();
                 let unused = |(name, entry): &(&String, &VolumeEntry)| {
-                    entry.fault.is_none() && catalogue.unused(name).is_ok()
+                    let of = |project| project == split(name).0;
+                    entry.fault.is_none()
+                        && project.as_ref().is_none_or(|project| of(project.as_str()))
+                        && catalogue.unused(name).is_ok()
                 };
                 catalogue.volumes.iter().filter(unused).map(|(name, _)| name.clone()).collect()
             };

@@ -12,7 +12,7 @@ use kleened_api::volume::PruneQuery;
 
 use super::Routes;
 use super::prefer::Call;
-use super::request::{Name, Query, Sent};
+use super::request::{Query, Scoped, Sent};
 use super::verb::Verb;
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -30,35 +30,36 @@ pub(super) fn routes(routes: Routes) -> Routes {
 }
 
 async fn list(call: Call, Query(query): Query<ListQuery>) -> Response {
-    call.done(call.engine.containers(query.all))
+    call.done(call.engine.containers(call.unless(query.all_projects).as_ref(), query.all))
 }
 
 async fn create(call: Call, Sent(config): Sent<ContainerConfig>) -> Response {
-    call.changed(call.engine.create_container(call.container(config))).await
+    call.changed(call.engine.create_container(&call.project, call.container(config))).await
 }
 
 async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
-    call.changed(Ok(call.engine.prune_containers(query.dry_run))).await
+    let project = call.unless(query.all_projects);
+    call.changed(Ok(call.engine.prune_containers(project.as_ref(), query.dry_run))).await
 }
 
-async fn inspect(call: Call, Name(name): Name) -> Response {
+async fn inspect(call: Call, Scoped(name): Scoped) -> Response {
     call.found(call.engine.container(&name))
 }
 
-async fn stop(call: Call, Name(name): Name, Query(query): Query<StopQuery>) -> Response {
+async fn stop(call: Call, Scoped(name): Scoped, Query(query): Query<StopQuery>) -> Response {
     let time = query.time.map(|seconds| Duration::from_secs(seconds.into()));
     call.changed(call.engine.stop_container(&name, time)).await
 }
 
-async fn update(call: Call, Name(name): Name, Sent(config): Sent<ContainerConfig>) -> Response {
+async fn update(call: Call, Scoped(name): Scoped, Sent(config): Sent<ContainerConfig>) -> Response {
     call.changed(call.engine.update_container(&name, call.container(config))).await
 }
 
-async fn wait(call: Call, Name(name): Name) -> Response {
+async fn wait(call: Call, Scoped(name): Scoped) -> Response {
     call.found(call.engine.wait_container(&name).await)
 }
 
-async fn logs(call: Call, Name(name): Name, Query(query): Query<LogsQuery>) -> Response {
+async fn logs(call: Call, Scoped(name): Scoped, Query(query): Query<LogsQuery>) -> Response {
     match call.engine.logs(&name, query).await {
         Ok(log) => {
             ([(header::CONTENT_TYPE, LOG_MEDIA_TYPE)], Body::from_stream(call.stopping.cut(log)))
@@ -68,10 +69,10 @@ async fn logs(call: Call, Name(name): Name, Query(query): Query<LogsQuery>) -> R
     }
 }
 
-async fn save(call: Call, Name(name): Name, Query(config): Query<ImageConfig>) -> Response {
+async fn save(call: Call, Scoped(name): Scoped, Query(config): Query<ImageConfig>) -> Response {
     call.changed(call.engine.save_container(&name, config)).await
 }
 
-async fn remove(call: Call, Name(name): Name) -> Response {
+async fn remove(call: Call, Scoped(name): Scoped) -> Response {
     call.changed(call.engine.remove_container(&name)).await
 }

@@ -14,7 +14,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
     routes.on(Verb::ExecCreate, create).on(Verb::ExecStart, start).on(Verb::ExecStop, stop)
 }
 
-async fn create(call: Call, Sent(config): Sent<ExecConfig>) -> Response {
+async fn create(call: Call, Sent(mut config): Sent<ExecConfig>) -> Response {
+    config.container_id = call.scoped(config.container_id);
     call.found(call.engine.create_exec(config).map(|id| IdReply { id }))
 }
 

@@ -37,6 +37,9 @@ use tower::ServiceExt;
 pub use access::Access;
 pub use listen::{Listener, Permit, bind, is_socket, permit};
 
+use kleened_api::ProjectName;
+use kleened_api::routes::PROJECT;
+
 use crate::engine::Engine;
 use access::Peer;
 use prefer::{Call, Manner};
@@ -160,10 +163,15 @@ async fn admit(
 ) -> Response {
     let manner = Manner::of(request.headers());
     let stopping = server.stopping();
-    let call = Call { engine: Arc::clone(&server.engine), verb, manner, stopping };
+    let project = request.headers().get(PROJECT).map(|value| value.to_str().unwrap_or("?").parse());
+    let (project, bad) = match project.transpose() {
+        Ok(project) => (project.unwrap_or_default(), None),
+        Err(error) => (ProjectName::default(), Some(error)),
+    };
+    let call = Call { engine: Arc::clone(&server.engine), verb, manner, project, stopping };
     let right = verb.row().right;
     let checked = server.access.read().unwrap_or_else(PoisonError::into_inner).check(peer, right);
-    match checked {
+    match checked.and_then(|()| bad.map_or(Ok(()), |error| Err(error.into()))) {
         Ok(()) => {
             let path = request.uri().path().to_owned();
             request.extensions_mut().insert(call);

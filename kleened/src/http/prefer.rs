@@ -17,7 +17,7 @@ use kleened_api::container::ContainerConfig;
 use kleened_api::operation::Operation;
 use kleened_api::routes::{OPERATION, PREFER, with_name};
 use kleened_api::volume::VolumeConfig;
-use kleened_api::{ErrorBody, ErrorCode, IdReply};
+use kleened_api::{ErrorBody, ErrorCode, IdReply, ProjectName};
 use serde::Serialize;
 use serde_json::json;
 
@@ -77,6 +77,8 @@ pub(super) struct Call {
     pub(super) verb: Verb,
     /// How the client wants to be answered.
     pub(super) manner: Manner,
+    /// Where is what the request names without a project.
+    pub(super) project: ProjectName,
     /// When the daemon stops.
     pub(super) stopping: Stopping,
 }
@@ -162,6 +164,20 @@ impl Call {
                 Err(error) => self.failed(&error),
             },
         }
+    }
+
+    /// `[PROJECT:]NAME` as the engine knows it: `PROJECT:` is there unless it is the default.
+    pub(super) fn scoped(&self, name: String) -> String {
+        match name.strip_prefix("default:") {
+            Some(name) => name.to_owned(),
+            None if name.contains(':') || self.project.is_default() => name,
+            None => format!("{}:{name}", self.project),
+        }
+    }
+
+    /// The project that is meant by what does not ask for all.
+    pub(super) fn unless(&self, all_projects: bool) -> Option<ProjectName> {
+        (!all_projects).then(|| self.project.clone())
     }
 
     /// The configuration of a volume as the engine knows it: with Kleene it must have a name.

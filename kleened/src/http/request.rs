@@ -25,6 +25,10 @@ const BODY_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Name(pub(super) String);
 
+/// The name in the path of a volume or container: where it says no project, in the request's.
+#[derive(Debug)]
+pub(super) struct Scoped(pub(super) String);
+
 /// The query.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
@@ -45,6 +49,16 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
                 Err(call.malformed(&Malformed::new(Flaw::Value, "/name", detail)))
             }
         }
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Scoped {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let Name(name) = Name::from_request_parts(parts, state).await?;
+        let call = call(parts, state).await?;
+        Ok(Self(call.scoped(name)))
     }
 }
 
@@ -313,6 +327,6 @@ mod tests {
 
     #[test]
     fn the_fields_of_a_query_are_known() {
-        assert_eq!(fields::<PruneQuery>(), ["dry_run", "all"]);
+        assert_eq!(fields::<PruneQuery>(), ["dry_run", "all", "all_projects"]);
     }
 }

@@ -5,7 +5,7 @@ use kleened_api::snapshot::{SnapshotConfig, SnapshotFilter, SnapshotProtect, Sna
 
 use super::Routes;
 use super::prefer::Call;
-use super::request::{Name, Query, Sent};
+use super::request::{Query, Scoped, Sent};
 use super::verb::Verb;
 
 pub(super) fn routes(routes: Routes) -> Routes {
@@ -18,26 +18,31 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .on(Verb::SnapshotRemove, remove)
 }
 
-async fn list(call: Call, Query(filter): Query<SnapshotFilter>) -> Response {
-    call.found(call.engine.snapshots(filter).await)
+async fn list(call: Call, Query(mut filter): Query<SnapshotFilter>) -> Response {
+    filter.volume = filter.volume.map(|volume| call.scoped(volume));
+    call.found(call.engine.snapshots(&call.project, filter).await)
 }
 
 async fn create(call: Call, Sent(config): Sent<SnapshotConfig>) -> Response {
-    call.changed(call.engine.create_snapshots(config)).await
+    call.changed(call.engine.create_snapshots(&call.project, config)).await
 }
 
-async fn inspect(call: Call, Name(name): Name) -> Response {
+async fn inspect(call: Call, Scoped(name): Scoped) -> Response {
     call.found(call.engine.snapshot(&name).await)
 }
 
-async fn rename(call: Call, Name(name): Name, Sent(config): Sent<SnapshotRename>) -> Response {
+async fn rename(call: Call, Scoped(name): Scoped, Sent(config): Sent<SnapshotRename>) -> Response {
     call.changed(call.engine.rename_snapshot(&name, config)).await
 }
 
-async fn protect(call: Call, Name(name): Name, Sent(config): Sent<SnapshotProtect>) -> Response {
+async fn protect(
+    call: Call,
+    Scoped(name): Scoped,
+    Sent(config): Sent<SnapshotProtect>,
+) -> Response {
     call.changed(call.engine.protect_snapshot(&name, config)).await
 }
 
-async fn remove(call: Call, Name(name): Name) -> Response {
+async fn remove(call: Call, Scoped(name): Scoped) -> Response {
     call.changed(call.engine.remove_snapshot(&name)).await
 }

@@ -8,7 +8,7 @@ use kleened_api::volume::{
 
 use super::Routes;
 use super::prefer::Call;
-use super::request::{Name, Query, Sent};
+use super::request::{Query, Scoped, Sent};
 use super::verb::Verb;
 use crate::engine::profiles;
 
@@ -27,11 +27,11 @@ pub(super) fn routes(routes: Routes) -> Routes {
 }
 
 async fn list(call: Call, Query(filter): Query<VolumeFilter>) -> Response {
-    call.found(call.engine.volumes(filter).await)
+    call.found(call.engine.volumes(&call.project, filter).await)
 }
 
 async fn names(call: Call, Query(filter): Query<VolumeFilter>) -> Response {
-    call.found(call.engine.volume_names(&filter).await)
+    call.found(call.engine.volume_names(&call.project, &filter).await)
 }
 
 async fn list_profiles(call: Call) -> Response {
@@ -40,31 +40,42 @@ async fn list_profiles(call: Call) -> Response {
 
 async fn create(call: Call, Sent(config): Sent<VolumeConfig>) -> Response {
     match call.volume(config) {
-        Ok(config) => call.changed(call.engine.create_volume(config)).await,
+        Ok(config) => call.changed(call.engine.create_volume(&call.project, config)).await,
         Err(malformed) => call.malformed(&malformed),
     }
 }
 
 async fn adopt(call: Call, Sent(config): Sent<AdoptConfig>) -> Response {
-    call.changed(call.engine.adopt_volume(config)).await
+    call.changed(call.engine.adopt_volume(&call.project, config)).await
 }
 
 async fn prune(call: Call, Query(query): Query<PruneQuery>) -> Response {
-    call.changed(Ok(call.engine.prune_volumes(query.dry_run))).await
+    let project = call.unless(query.all_projects);
+    call.changed(Ok(call.engine.prune_volumes(project, query.dry_run))).await
 }
 
-async fn inspect(call: Call, Name(name): Name, Query(query): Query<InspectQuery>) -> Response {
+async fn inspect(call: Call, Scoped(name): Scoped, Query(query): Query<InspectQuery>) -> Response {
     call.found(call.engine.volume(&name, query).await)
 }
 
-async fn attach(call: Call, Name(name): Name, Sent(config): Sent<AttachConfig>) -> Response {
+async fn attach(
+    call: Call,
+    Scoped(name): Scoped,
+    Sent(mut config): Sent<AttachConfig>,
+) -> Response {
+    config.container = call.scoped(config.container);
     call.changed(call.engine.attach_volume(&name, config)).await
 }
 
-async fn detach(call: Call, Name(name): Name, Sent(config): Sent<DetachConfig>) -> Response {
+async fn detach(
+    call: Call,
+    Scoped(name): Scoped,
+    Sent(mut config): Sent<DetachConfig>,
+) -> Response {
+    config.container = call.scoped(config.container);
     call.changed(call.engine.detach_volume(&name, config)).await
 }
 
-async fn remove(call: Call, Name(name): Name, Query(query): Query<RemoveQuery>) -> Response {
+async fn remove(call: Call, Scoped(name): Scoped, Query(query): Query<RemoveQuery>) -> Response {
     call.changed(call.engine.remove_volume(&name, query.force)).await
 }

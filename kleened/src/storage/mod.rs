@@ -19,8 +19,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use kleened_api::name::is_name;
 use kleened_api::volume::{Mode, Owner};
-use kleened_api::{Id, VolumeName};
+use kleened_api::{Id, NameError, ProjectName, VolumeName};
 
 pub use snapshot::{INTERNAL, Snapshot, SnapshotPath, Snapshots};
 
@@ -121,7 +122,7 @@ pub enum Area {
     Image,
     /// `container/<id>`.
     Container,
-    /// `volumes/<name>`.
+    /// `volumes/<name>`, and `projects/<project>/volumes/<name>`.
     Volumes,
     /// `scratch/<id>`: what is being made or taken away. Nothing in it outlives a restart.
     Scratch,
@@ -143,10 +144,91 @@ impl Area {
     }
 }
 
+/// What is below `projects` in the root.
+pub const PROJECTS: &str = "projects";
+
+/// Where datasets are, below the root: an area, or a project's part of the area of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Folder {
+    area: Area,
+    project: Option<ProjectName>,
+}
+
+impl Folder {
+    /// Where the volumes of a project are.
+    #[must_use]
+    pub fn volumes(project: &ProjectName) -> Self {
+        let project = Some(project.clone()).filter(|project| !project.is_default());
+        Self { area: Area::Volumes, project }
+    }
+
+    /// The area.
+    #[must_use]
+    pub fn area(&self) -> Area {
+        self.area
+    }
+
+    /// The project; `None` for the default one.
+    #[must_use]
+    pub fn project(&self) -> Option<&ProjectName> {
+        self.project.as_ref()
+    }
+
+    /// The dataset of that name in it.
+    ///
+    /// # Errors
+    ///
+    /// What is no name.
+    pub fn dataset(&self, name: &str) -> std::result::Result<DatasetPath, NameError> {
+        if is_name(name) {
+            return Ok(DatasetPath { folder: self.clone(), name: name.to_owned() });
+        }
+        let rule = "a dataset's name follows the rule of volume names";
+        Err(NameError { what: "dataset", text: name.to_owned(), rule })
+    }
+}
+
+impl From<Area> for Folder {
+    fn from(area: Area) -> Self {
+        Self { area, project: None }
+    }
+}
+
+impl fmt::Display for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(project) = &self.project {
+            write!(f, "{PROJECTS}/{project}/")?;
+        }
+        f.write_str(self.area.as_str())
+    }
+}
+
+impl FromStr for Folder {
+    type Err = NameError;
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> std::result::Result<Self, NameError> {
+        let parts: Vec<&str> = text.split('/').collect();
+        let project = match parts[..] {
+            [PROJECTS, project, area] if area == Area::Volumes.as_str() => Some(project.parse()?),
+            _ => None,
+        };
+        let area = match project {
+            // It has no other path.
+            Some(ref project) if ProjectName::is_default(project) => None,
+            Some(_) => Some(Area::Volumes),
+            None => Area::ALL.into_iter().find(|area| area.as_str() == text),
+        };
+        let rule = "datasets are in an area or in projects/PROJECT/volumes";
+        let refuse = || NameError { what: "dataset", text: text.to_owned(), rule };
+        Ok(Self { area: area.ok_or_else(refuse)?, project })
+    }
+}
+
 /// The path of a dataset below the root, for example `volumes/my-vol`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DatasetPath {
-    area: Area,
+    folder: Folder,
     name: String,
 }
 
@@ -154,31 +236,49 @@ impl DatasetPath {
     /// The dataset of a volume.
     #[must_use]
     pub fn volume(name: &VolumeName) -> Self {
-        Self { area: Area::Volumes, name: name.to_string() }
+        Self { folder: Folder::volumes(&name.project()), name: name.name().to_owned() }
+    }
+
+    /// The name of the volume whose dataset it is.
+    #[must_use]
+    pub fn volume_name(&self) -> Option<VolumeName> {
+        let project = self.folder.project.clone().unwrap_or_default();
+        let volume = || project.volume(&self.name).ok();
+        if self.area() == Area::Volumes { volume() } else { None }
+    }
+
+    fn of(area: Area, id: &Id) -> Self {
+        Self { folder: area.into(), name: id.to_string() }
     }
 
     /// The dataset of an image.
     #[must_use]
     pub fn image(id: &Id) -> Self {
-        Self { area: Area::Image, name: id.to_string() }
+        Self::of(Area::Image, id)
     }
 
     /// The dataset of a container's root.
     #[must_use]
     pub fn container(id: &Id) -> Self {
-        Self { area: Area::Container, name: id.to_string() }
+        Self::of(Area::Container, id)
     }
 
     /// A dataset that is being made or taken away.
     #[must_use]
     pub fn scratch(id: &Id) -> Self {
-        Self { area: Area::Scratch, name: id.to_string() }
+        Self::of(Area::Scratch, id)
     }
 
     /// The area.
     #[must_use]
     pub fn area(&self) -> Area {
-        self.area
+        self.folder.area
+    }
+
+    /// What it is in.
+    #[must_use]
+    pub fn folder(&self) -> &Folder {
+        &self.folder
     }
 
     /// The last component.
@@ -196,24 +296,17 @@ impl DatasetPath {
 
 impl fmt::Display for DatasetPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.area.as_str(), self.name)
+        write!(f, "{}/{}", self.folder, self.name)
     }
 }
 
 impl FromStr for DatasetPath {
-    type Err = kleened_api::NameError;
+    type Err = NameError;
 
     /// Reads what `Display` writes.
-    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
-        let refuse = || kleened_api::NameError {
-            what: "dataset",
-            text: text.to_owned(),
-            rule: "a dataset is AREA/NAME",
-        };
-        let (area, name) = text.split_once('/').ok_or_else(refuse)?;
-        let area = Area::ALL.into_iter().find(|a| a.as_str() == area).ok_or_else(refuse)?;
-        let name: VolumeName = name.parse()?;
-        Ok(Self { area, name: name.into() })
+    fn from_str(text: &str) -> std::result::Result<Self, NameError> {
+        let (folder, name) = text.rsplit_once('/').unwrap_or((text, ""));
+        folder.parse::<Folder>()?.dataset(name)
     }
 }
 

@@ -54,7 +54,10 @@ impl Daemon {
 
 fn command(arguments: &str) -> Command {
     let mut command = Command::new(binary("klee"));
-    command.args(arguments.split_whitespace()).env("KLEE_HOST", SOCKET);
+    command
+        .args(arguments.split_whitespace())
+        .env("KLEE_HOST", SOCKET)
+        .env("KLEE_PROJECT", "default");
     command
 }
 

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! ROOT/volumes/my-vol -> ../.kleene/datasets/ID/data      the dataset's name, a relative link
+//! ROOT/projects/web/volumes/db                            the same, of a project
+//! ROOT/projects/web/.kleene -> ../../.kleene              where these links go through
 //! ROOT/.kleene/datasets/ID/data/                           its content
 //!                          record                          its record
 //!                          snapshots/NAME/{data/,about}    its snapshots: whole copies; `held` while held
@@ -31,15 +33,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use kleened_api::VolumeName;
 use kleened_sys::fs::{open_directory, space, sync_file_system};
 use rustix::fs::{AtFlags, Dir as Listing, Gid, Mode, RawMode, Uid};
 use rustix::io::Errno;
 
 use super::fault::point;
 use super::{
-    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result, Sources,
-    Streams, Usage, Watch,
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Folder, Result,
+    Sources, Streams, Usage, Watch,
 };
 use crate::archive::{Place, Walk, identity};
 use crate::copy;
@@ -67,8 +68,8 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
 }
 
 impl Dir {
-    fn look_at(&self, area: BorrowedFd<'_>, path: &DatasetPath) -> Result<Option<Dataset>> {
-        let Some(link) = self.store.look_up_in(area, path)? else { return Ok(None) };
+    fn look_at(&self, folder: BorrowedFd<'_>, path: &DatasetPath) -> Result<Option<Dataset>> {
+        let Some(link) = self.store.look_up_in(folder, path)? else { return Ok(None) };
         let record = match link {
             Link::Dataset(id) => {
                 let record = self.store.record(path, &id)?;
@@ -135,16 +136,14 @@ fn used(top: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// The paths of the datasets in an area, by name.
-fn names_in(area: Area, dir: &OwnedFd) -> Result<Vec<DatasetPath>> {
-    let failed = |errno: Errno| Error::io("list", area.as_str(), errno);
+/// The paths of the datasets in a folder, by name.
+fn names_in(folder: &Folder, dir: &OwnedFd) -> Result<Vec<DatasetPath>> {
+    let failed = |errno: Errno| Error::io("list", folder, errno);
     let mut found = Vec::new();
     for entry in Listing::read_from(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy();
         // What has no valid name can be no dataset, and nothing can ask for it.
-        let Ok(name) = name.parse::<VolumeName>() else { continue };
-        found.extend(format!("{}/{name}", area.as_str()).parse::<DatasetPath>().ok());
+        found.extend(folder.dataset(&entry.file_name().to_string_lossy()).ok());
     }
     found.sort_unstable();
     Ok(found)
@@ -170,7 +169,7 @@ impl Driver for Dir {
     }
 
     fn mountpoint(&self, path: &DatasetPath) -> PathBuf {
-        self.root.join(path.area().as_str()).join(path.name())
+        self.root.join(path.to_string())
     }
 
     fn dataset(&self, path: &DatasetPath) -> String {
@@ -187,19 +186,29 @@ impl Driver for Dir {
     }
 
     fn get(&self, path: &DatasetPath) -> Result<Option<Dataset>> {
-        let area = self.store.area(path.area())?;
-        self.look_at(area.as_fd(), path)
+        match self.store.folder(path.folder())? {
+            Some(folder) => self.look_at(folder.as_fd(), path),
+            None => Ok(None),
+        }
     }
 
     fn list(&self, area: Area) -> Result<Vec<Dataset>> {
-        let dir = self.store.area(area)?;
-        let paths = names_in(area, &dir)?;
-        // `None` where it was destroyed meanwhile.
-        paths.iter().filter_map(|path| self.look_at(dir.as_fd(), path).transpose()).collect()
+        let mut found = Vec::new();
+        for (folder, dir) in self.store.folders(area)? {
+            for path in names_in(&folder, &dir)? {
+                // `None` where it was destroyed meanwhile.
+                found.extend(self.look_at(dir.as_fd(), &path)?);
+            }
+        }
+        Ok(found)
     }
 
     fn names(&self, area: Area) -> Result<Vec<DatasetPath>> {
-        names_in(area, &self.store.area(area)?)
+        let mut found = Vec::new();
+        for (folder, dir) in self.store.folders(area)? {
+            found.extend(names_in(&folder, &dir)?);
+        }
+        Ok(found)
     }
 
     fn mount(&self, path: &DatasetPath) -> Result<()> {

@@ -87,10 +87,13 @@ fn is_dead(store: &Store, id: &str) -> bool {
 fn links(store: &Store) -> Result<HashMap<String, Vec<String>>> {
     let mut found = HashMap::<_, Vec<_>>::new();
     let mut seen = HashSet::new();
+    let mut folders = Vec::new();
     for area in Area::ALL {
-        let dir = store.area(area)?;
-        for name in names(dir.as_fd(), area.as_str())? {
-            let path = format!("{}/{name}", area.as_str());
+        folders.extend(store.folders(area)?);
+    }
+    for (folder, dir) in folders {
+        for name in names(dir.as_fd(), &folder.to_string())? {
+            let path = format!("{folder}/{name}");
             let failed = |error: io::Error| Error::io("look up", &path, error);
             let link = read_link(dir.as_fd(), &name).map_err(failed)?;
             if let Some(Link::Dataset(id)) = link {

@@ -7,13 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use kleened_api::ProjectName;
 use kleened_sys::fs::{
     Cloned, clone_file, open_directory, remove_tree, rename_noreplace, sync_dir,
 };
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::super::{Area, DatasetPath, Error, Result};
+use super::super::{Area, DatasetPath, Error, Folder, PROJECTS, Result};
 use super::point;
 use crate::copy::Progress;
 
@@ -67,21 +68,12 @@ impl Store {
         let failed = |error: io::Error| Error::io("open", path.display(), error);
         std::fs::create_dir_all(path).map_err(failed)?;
         let root = open_directory(rustix::fs::CWD, path).map_err(failed)?;
-        let folder = |dir: BorrowedFd<'_>, name: &str, mode: u32| {
-            let mode = Mode::from_raw_mode(mode as rustix::fs::RawMode);
-            match rustix::fs::mkdirat(dir, name, mode) {
-                Ok(()) => sync_dir(dir)?,
-                Err(Errno::EXIST) => (),
-                Err(errno) => return Err(io::Error::from(errno)),
-            }
-            open_directory(dir, name)
-        };
         let kleene = folder(root.as_fd(), KLEENE, 0o700).map_err(failed)?;
         check_format(path, kleene.as_fd())?;
         let [datasets, new, commit, dead] = [DATASETS, NEW, COMMIT, DEAD]
             .map(|name| folder(kleene.as_fd(), name, 0o700).map_err(failed));
-        for area in Area::ALL {
-            folder(root.as_fd(), area.as_str(), 0o755).map_err(failed)?;
+        for part in Area::ALL.into_iter().map(Area::as_str).chain([PROJECTS]) {
+            folder(root.as_fd(), part, 0o755).map_err(failed)?;
         }
         Ok(Self {
             root,
@@ -95,30 +87,79 @@ impl Store {
         })
     }
 
-    /// The folder of an area, opened by its name each time: where that fails nothing is known about
-    /// the datasets in it.
-    pub(super) fn area(&self, area: Area) -> Result<OwnedFd> {
-        let name = area.as_str();
-        open_directory(&self.root, name).map_err(|error| Error::Io {
-            verb: "open",
-            object: name.to_owned(),
-            source: error,
-        })
+    /// The folder, opened by its name each time: where that fails nothing is known about the datasets
+    /// in it. `None` for that of a project that certainly has none.
+    pub(super) fn folder(&self, folder: &Folder) -> Result<Option<OwnedFd>> {
+        let failed = |object: &dyn ToString, source| {
+            Err(Error::Io { verb: "open", object: object.to_string(), source })
+        };
+        match open_directory(&self.root, folder.to_string()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && folder.project().is_some() => {
+                match open_directory(&self.root, PROJECTS) {
+                    Ok(_) => Ok(None),
+                    Err(error) => failed(&PROJECTS, error),
+                }
+            }
+            Err(error) => failed(folder, error),
+            Ok(opened) => Ok(Some(opened)),
+        }
+    }
+
+    /// The folder, made where it is that of a project that has none.
+    fn made_folder(&self, wanted: &Folder) -> Result<OwnedFd> {
+        if let (Some(project), None) = (wanted.project(), self.folder(wanted)?) {
+            let failed = |error| Error::io("make", wanted, error);
+            let projects = open_directory(&self.root, PROJECTS).map_err(failed)?;
+            let project = folder(projects.as_fd(), project.as_str(), 0o755).map_err(failed)?;
+            // The way of the links: theirs begins one folder up.
+            match rustix::fs::symlinkat(format!("../../{KLEENE}"), &project, KLEENE) {
+                Err(Errno::EXIST) => (),
+                other => other.map_err(|errno| failed(errno.into()))?,
+            }
+            return folder(project.as_fd(), wanted.area().as_str(), 0o755).map_err(failed);
+        }
+        open_directory(&self.root, wanted.to_string())
+            .map_err(|error| Error::io("open", wanted, error))
+    }
+
+    /// What an area is made of, by name.
+    pub(super) fn folders(&self, area: Area) -> Result<Vec<(Folder, OwnedFd)>> {
+        let mut folders = vec![Folder::from(area)];
+        if area == Area::Volumes {
+            let failed = |error: io::Error| Error::io("list", PROJECTS, error);
+            let projects = open_directory(&self.root, PROJECTS).map_err(failed)?;
+            for entry in rustix::fs::Dir::read_from(&projects).map_err(|e| failed(e.into()))? {
+                let entry = entry.map_err(|errno| failed(errno.into()))?;
+                let project = entry.file_name().to_str().unwrap_or_default().parse::<ProjectName>();
+                folders.extend(
+                    project.ok().filter(|it| !it.is_default()).map(|it| Folder::volumes(&it)),
+                );
+            }
+            folders.sort_unstable();
+        }
+        let mut opened = Vec::with_capacity(folders.len());
+        for folder in folders {
+            opened.extend(self.folder(&folder)?.map(|fd| (folder, fd)));
+        }
+        Ok(opened)
     }
 
     /// What the name stands for; `None` where there is certainly nothing.
     pub(super) fn look_up(&self, path: &DatasetPath) -> Result<Option<Link>> {
-        self.look_up_in(self.area(path.area())?.as_fd(), path)
+        match self.folder(path.folder())? {
+            Some(folder) => self.look_up_in(folder.as_fd(), path),
+            None => Ok(None),
+        }
     }
 
-    /// The same, in its area that is open already.
+    /// The same, in its folder that is open already.
     pub(super) fn look_up_in(
         &self,
-        area: BorrowedFd<'_>,
+        folder: BorrowedFd<'_>,
         path: &DatasetPath,
     ) -> Result<Option<Link>> {
         let _linking = self.linking.read().unwrap_or_else(PoisonError::into_inner);
-        read_link(area, path.name()).map_err(|error| Error::io("look up", path, error))
+        read_link(folder, path.name()).map_err(|error| Error::io("look up", path, error))
     }
 
     /// The dataset's own directory.
@@ -229,10 +270,10 @@ impl Store {
     /// leaves a link to a draft, which can mean one thing only.
     pub(super) fn link(&self, mut draft: Draft<'_>, path: &DatasetPath) -> Result<()> {
         let failed = |errno: Errno| Error::io("make", path, errno);
-        let area = self.area(path.area())?;
+        let folder = self.made_folder(path.folder())?;
         {
             let _linking = self.linking.write().unwrap_or_else(PoisonError::into_inner);
-            match rustix::fs::symlinkat(link_text(&draft.id), &area, path.name()) {
+            match rustix::fs::symlinkat(link_text(&draft.id), &folder, path.name()) {
                 Err(Errno::EXIST) => return Err(Error::Exists(path.to_string())),
                 other => other.map_err(failed)?,
             }
@@ -240,7 +281,7 @@ impl Store {
             if let Err(errno) =
                 rustix::fs::renameat(&self.new, &*draft.id, &self.datasets, &*draft.id)
             {
-                if let Err(error) = rustix::fs::unlinkat(&area, path.name(), AtFlags::empty()) {
+                if let Err(error) = rustix::fs::unlinkat(&folder, path.name(), AtFlags::empty()) {
                     // With its link the draft is a dataset, which the next start brings to its place.
                     draft.placed = true;
                     tracing::warn!(%path, %error, "cannot take back a dataset that could not be made");
@@ -251,7 +292,7 @@ impl Store {
         }
         point();
         // A rename is one change: to wait for one of its two folders is enough, here and below.
-        sync_dir(&area)
+        sync_dir(&folder)
             .and_then(|()| sync_dir(&self.datasets))
             .map_err(|error| Error::io("make", path, error))
     }
@@ -259,20 +300,20 @@ impl Store {
     /// There is no such dataset. False where there was none.
     pub(super) fn unlink(&self, path: &DatasetPath) -> Result<bool> {
         let failed = |error: io::Error| Error::io("destroy", path, error);
-        let area = self.area(path.area())?;
+        let Some(folder) = self.folder(path.folder())? else { return Ok(false) };
         let dead = random_name();
-        match rustix::fs::renameat(&area, path.name(), &self.dead, &*dead) {
+        match rustix::fs::renameat(&folder, path.name(), &self.dead, &*dead) {
             Err(Errno::NOENT) => return Ok(false),
             other => other.map_err(|errno| failed(errno.into()))?,
         }
         point();
         // What was moved, which need not be what was looked up before.
         let Some(Link::Dataset(id)) = read_link(self.dead.as_fd(), &dead).map_err(failed)? else {
-            rename_noreplace(self.dead.as_fd(), &*dead, area.as_fd(), path.name())
+            rename_noreplace(self.dead.as_fd(), &*dead, folder.as_fd(), path.name())
                 .map_err(failed)?;
             return Err(foreign(path));
         };
-        sync_dir(&area).map_err(failed)?;
+        sync_dir(&folder).map_err(failed)?;
         let lock = self.locks.of(&id, "");
         let _lock = lock.write();
         if let Err(error) = self.bury(&id, &dead) {
@@ -310,7 +351,8 @@ impl Store {
         if self.look_up(from)?.ok_or_else(|| Error::NotFound(from.to_string()))? == Link::Foreign {
             return Err(foreign(from));
         }
-        let (old, new) = (self.area(from.area())?, self.area(to.area())?);
+        let old = self.folder(from.folder())?.ok_or_else(|| Error::NotFound(from.to_string()))?;
+        let new = self.made_folder(to.folder())?;
         rename_noreplace(old.as_fd(), from.name(), new.as_fd(), to.name()).map_err(|error| {
             match error.kind() {
                 io::ErrorKind::NotFound => Error::NotFound(from.to_string()),
@@ -362,8 +404,19 @@ fn is_random_name(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
+/// The same in every folder, so that a link can be renamed from any to any.
 fn link_text(id: &str) -> String {
     format!("../{KLEENE}/{DATASETS}/{id}/{DATA}")
+}
+
+/// The folder of that name, made where it is missing.
+fn folder(dir: BorrowedFd<'_>, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode as rustix::fs::RawMode)) {
+        Ok(()) => sync_dir(dir)?,
+        Err(Errno::EXIST) => (),
+        Err(errno) => return Err(errno.into()),
+    }
+    open_directory(dir, name)
 }
 
 /// What is at `name`: only a link exactly as [`Store::link`] makes it is a dataset.

@@ -1,7 +1,7 @@
 //! What is being made, so that a crash leaves nothing half made.
 //!
 //! The kernel makes a dataset in one transaction and sets its properties in a later one, and the owner of
-//! its root directory is set after that. So a file `ROOT/.making/AREA.NAME` is there from before the first
+//! its root directory is set after that. So a file `ROOT/.making/AREA,NAME` is there from before the first
 //! until after the last of these steps; it holds what the root directory is to be given. Nothing waits for
 //! it: within a pool, what was changed first is on the disk first.
 
@@ -25,7 +25,7 @@ impl Zfs {
     }
 
     fn intent(&self, path: &DatasetPath) -> PathBuf {
-        self.intents().join(format!("{}.{}", path.area().as_str(), path.name()))
+        self.intents().join(path.to_string().replace('/', ","))
     }
 
     /// There is a folder for intents.
@@ -68,8 +68,7 @@ impl Zfs {
         for entry in entries {
             let entry = entry.map_err(read)?;
             let name = entry.file_name();
-            let path = name.to_str().and_then(|name| name.split_once('.'));
-            let path = path.and_then(|(area, name)| format!("{area}/{name}").parse().ok());
+            let path = name.to_str().and_then(|name| name.replace(',', "/").parse().ok());
             let Some(path) = path else { continue };
             match self.resume_one(&path, &entry) {
                 Ok(()) => self.done(&path),

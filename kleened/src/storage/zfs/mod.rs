@@ -4,6 +4,7 @@
 //! zroot/kleene                          the root: the dataset that is mounted at the root's directory
 //! zroot/kleene/volumes/my-vol           a dataset, mounted at ROOT/volumes/my-vol
 //! zroot/kleene/volumes/my-vol@monday    a snapshot
+//! zroot/kleene/projects/web/volumes/db  a dataset of a project
 //! ```
 //!
 //! A dataset's record is a user property of it, see `record`. It is in the call that creates the dataset,
@@ -31,14 +32,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use kleened_api::VolumeName;
+use kleened_api::ProjectName;
 use kleened_api::name::is_name;
 use kleened_sys::zfs::{self as sys, Kind, NAME_MAX, NvList, Source};
 
 use super::fault::point;
 use super::{
-    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Result,
-    SnapshotPath, Sources, Streams, Usage, Watch,
+    Adopt, Area, Capabilities, Dataset, DatasetPath, DatasetSpec, Driver, Error, Folder, PROJECTS,
+    Result, SnapshotPath, Sources, Streams, Usage, Watch,
 };
 use lock::Locks;
 use record::{Pending, RECORD};
@@ -113,8 +114,24 @@ struct Found {
 }
 
 impl Zfs {
-    fn area_name(&self, area: Area) -> String {
-        format!("{}/{}", self.root, area.as_str())
+    fn folder_name(&self, folder: &Folder) -> String {
+        format!("{}/{folder}", self.root)
+    }
+
+    /// What an area is made of, by name.
+    fn folders(&self, area: Area) -> Result<Vec<Folder>> {
+        let mut folders = vec![Folder::from(area)];
+        if area == Area::Volumes {
+            let name = format!("{}/{PROJECTS}", self.root);
+            let children =
+                self.zfs.children(&name).map_err(|error| Error::io("list", &name, error))?;
+            let project = |child: &String| child.rsplit('/').next()?.parse::<ProjectName>().ok();
+            let mut projects: Vec<_> = children.iter().filter_map(project).collect();
+            projects.retain(|project| !project.is_default());
+            projects.sort_unstable();
+            folders.extend(projects.iter().map(Folder::volumes));
+        }
+        Ok(folders)
     }
 
     /// The full name of a dataset.
@@ -146,7 +163,11 @@ impl Zfs {
 
     /// Why a dataset is not found: there is none, or not even its area, and then nothing is known.
     fn missing(&self, path: &DatasetPath) -> Error {
-        let area = self.area_name(path.area());
+        // That a project has nothing here is known where there are projects.
+        let area = match path.folder().project() {
+            Some(_) => format!("{}/{PROJECTS}", self.root),
+            None => self.folder_name(path.folder()),
+        };
         match self.zfs.properties(&area, &["type"]) {
             Ok(_) => Error::NotFound(path.to_string()),
             Err(error) => Error::Io { verb: "find", object: area, source: error.into() },
@@ -245,6 +266,7 @@ impl Zfs {
         spec: &DatasetSpec,
         make: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
+        self.make_project(path.folder())?;
         // Whether its area is there the call itself tells.
         let there = self.zfs.exists(&self.name(path)?);
         if there.map_err(|error| failed("look for", path, error))? {
@@ -278,7 +300,7 @@ impl Zfs {
             Kind::Invalid | Kind::TooLarge => Error::Invalid(error.to_string()),
             // There is no parent: the area is missing.
             Kind::NotFound => {
-                let object = self.area_name(path.area());
+                let object = self.folder_name(path.folder());
                 Error::Io { verb: "find", object, source: error.into() }
             }
             _ => self.failed(verb, path, error),
@@ -287,13 +309,23 @@ impl Zfs {
 
     /// The dataset paths of an area's children that have names of datasets.
     fn children(&self, area: Area) -> Result<Vec<DatasetPath>> {
-        let name = self.area_name(area);
-        let children = self.zfs.children(&name);
-        let children = children.map_err(|error| Error::io("list", &name, error))?;
-        let path = |child: String| {
-            let last = child.rsplit('/').next()?.parse::<VolumeName>().ok()?;
-            format!("{}/{last}", area.as_str()).parse().ok()
+        let mut paths = Vec::new();
+        for folder in self.folders(area)? {
+            paths.extend(self.children_in(&folder)?);
+        }
+        Ok(paths)
+    }
+
+    fn children_in(&self, folder: &Folder) -> Result<Vec<DatasetPath>> {
+        let name = self.folder_name(folder);
+        let children = match self.zfs.children(&name) {
+            // The project went meanwhile.
+            Err(error) if error.kind() == Kind::NotFound && folder.project().is_some() => {
+                Vec::new()
+            }
+            other => other.map_err(|error| Error::io("list", &name, error))?,
         };
+        let path = |child: String| folder.dataset(child.rsplit('/').next()?).ok();
         let mut paths: Vec<DatasetPath> = children.into_iter().filter_map(path).collect();
         paths.sort_unstable();
         Ok(paths)
@@ -332,7 +364,7 @@ impl Driver for Zfs {
     }
 
     fn mountpoint(&self, path: &DatasetPath) -> PathBuf {
-        self.mountpoint.join(path.area().as_str()).join(path.name())
+        self.mountpoint.join(path.to_string())
     }
 
     fn dataset(&self, path: &DatasetPath) -> String {
@@ -412,6 +444,7 @@ impl Driver for Zfs {
         if self.look(to)?.is_some() {
             return Err(Error::Exists(to.to_string()));
         }
+        self.make_project(to.folder())?;
         self.unmount(from)?;
         point();
         if let Err(error) = self.zfs.rename(&old, &new) {

@@ -11,7 +11,7 @@ use kleened_sys::zfs as sys;
 use kleened_sys::zfs::Kind;
 
 use super::super::fault::point;
-use super::super::{Area, DatasetPath, Driver, Error, Result};
+use super::super::{Area, DatasetPath, Driver, Error, Folder, PROJECTS, Result};
 use super::threads::on_threads;
 use super::{IMPORT, NO_KEY, NvList, Zfs, destroy, failed};
 
@@ -61,38 +61,63 @@ pub(super) fn mount(dataset: &str, target: &Path) -> io::Result<()> {
 }
 
 impl Zfs {
-    fn area_directory(&self, area: Area) -> PathBuf {
-        self.mountpoint.join(area.as_str())
-    }
-
-    /// Every area is there and mounted. Only root gets into a new one: content holds set-id programs.
+    /// Every area is there and mounted, and what there is of each project.
     pub(super) fn make_areas(&self) -> Result<()> {
         let children = self.zfs.children(&self.root);
         let children: HashSet<String> =
             children.map_err(|error| failed("list", &self.root, error))?.into_iter().collect();
-        for area in Area::ALL {
-            let (name, directory) = (self.area_name(area), self.area_directory(area));
+        let areas = Area::ALL.into_iter().map(Area::as_str);
+        for part in areas.chain([PROJECTS]) {
+            let new = !children.contains(&format!("{}/{part}", self.root));
+            self.make_part(part, new)?;
+        }
+        for folder in self.folders(Area::Volumes)? {
+            if let Some(project) = folder.project() {
+                self.make_part(&format!("{PROJECTS}/{project}"), false)?;
+                self.make_project(&folder)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// There is a place for what a project has. A repeat is safe.
+    pub(super) fn make_project(&self, folder: &Folder) -> Result<()> {
+        let Some(project) = folder.project() else { return Ok(()) };
+        for part in [format!("{PROJECTS}/{project}"), folder.to_string()] {
+            let name = format!("{}/{part}", self.root);
+            let there = self.zfs.exists(&name).map_err(|error| failed("look for", &name, error))?;
+            self.make_part(&part, !there)?;
+        }
+        Ok(())
+    }
+
+    /// A part of the root is there and mounted. Only root gets into a new one: content holds set-id
+    /// programs.
+    fn make_part(&self, part: &str, new: bool) -> Result<()> {
+        let (name, directory) = (format!("{}/{part}", self.root), self.mountpoint.join(part));
+        if new {
             let make = |error: sys::Error| failed("make", &name, error);
-            let new = !children.contains(&name);
-            if new {
-                let none = NvList::new().map_err(make)?;
-                self.zfs.create(&name, &none).map_err(make)?;
-                point();
+            let none = NvList::new().map_err(make)?;
+            match self.zfs.create(&name, &none) {
+                // Another volume of the project is just being made.
+                Err(error) if error.kind() == Kind::Exists => {}
+                other => other.map_err(make)?,
             }
-            self.mount_at(&name, &directory)?;
-            if new {
-                point();
-            }
-            // Also after a crash just before: what ZFS gives a directory, and nobody used it since.
-            let close = |error| Error::io("close", directory.display(), error);
-            let mode = fs::metadata(&directory).map_err(close)?.mode() & 0o7777;
-            let is_empty =
-                || fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
-            if mode == 0o755 && (new || is_empty()) {
-                match fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)) {
-                    Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
-                    other => other.map_err(close)?,
-                }
+            point();
+        }
+        self.mount_at(&name, &directory)?;
+        if new {
+            point();
+        }
+        // Also after a crash just before: what ZFS gives a directory, and nobody used it since.
+        let close = |error| Error::io("close", directory.display(), error);
+        let mode = fs::metadata(&directory).map_err(close)?.mode() & 0o7777;
+        let is_empty =
+            || fs::read_dir(&directory).is_ok_and(|mut entries| entries.next().is_none());
+        if mode == 0o755 && (new || is_empty()) {
+            match fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)) {
+                Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {}
+                other => other.map_err(close)?,
             }
         }
         Ok(())
@@ -123,7 +148,7 @@ impl Zfs {
                     tracing::warn!(%path, ?error, "cannot mount");
                 }
             }
-            self.remove_stray_mountpoints(area, &paths);
+            self.remove_stray_mountpoints(area, &paths)?;
             if area == Area::Volumes {
                 *self.first.lock().unwrap_or_else(PoisonError::into_inner) = Some(paths);
             }
@@ -132,15 +157,20 @@ impl Zfs {
     }
 
     /// What a crash left of datasets that went. Only empty directories go.
-    fn remove_stray_mountpoints(&self, area: Area, paths: &[DatasetPath]) {
-        let names: HashSet<&str> = paths.iter().map(DatasetPath::name).collect();
-        let Ok(entries) = fs::read_dir(self.area_directory(area)) else { return };
-        for entry in entries.flatten() {
-            if !names.contains(&*entry.file_name().to_string_lossy()) {
-                // A file, or not empty: somebody put it there.
-                let _ = fs::remove_dir(entry.path());
+    fn remove_stray_mountpoints(&self, area: Area, paths: &[DatasetPath]) -> Result<()> {
+        let homes: HashSet<PathBuf> = paths.iter().map(|path| self.mountpoint(path)).collect();
+        for folder in self.folders(area)? {
+            let Ok(entries) = fs::read_dir(self.mountpoint.join(folder.to_string())) else {
+                continue;
+            };
+            for entry in entries.flatten().map(|entry| entry.path()) {
+                if !homes.contains(&entry) {
+                    // A file, or not empty: somebody put it there.
+                    let _ = fs::remove_dir(entry);
+                }
             }
         }
+        Ok(())
     }
 
     /// The dataset is mounted where it belongs. The caller holds its lock, or nobody else is there yet.

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use kleened_api::name::is_component;
 use kleened_sys::zfs as sys;
 
-use super::super::{Area, DatasetPath, Error, Event, Result, Told, Watch};
+use super::super::{DatasetPath, Error, Event, Folder, PROJECTS, Result, Told, Watch};
 use super::record::{self, RECORD};
 use super::{Zfs, failed, is_below};
 
@@ -54,15 +55,17 @@ impl Place {
             let above = dataset == root || is_below(root, dataset);
             return if above { Self::Above } else { Self::Elsewhere };
         };
-        let mut parts = rest.splitn(3, '/');
-        let (Some(area), name, below) = (parts.next(), parts.next(), parts.next()) else {
-            return Self::Elsewhere;
+        let parts = if is_below(rest, PROJECTS) { 4 } else { 2 };
+        let above = |rest: &str| {
+            let project = rest.strip_prefix(PROJECTS).and_then(|rest| rest.strip_prefix('/'));
+            rest == PROJECTS || rest.parse::<Folder>().is_ok() || project.is_some_and(is_component)
         };
-        let Some(name) = name else {
-            let is_area = Area::ALL.into_iter().any(|known| known.as_str() == area);
-            return if is_area { Self::Above } else { Self::Elsewhere };
+        let (path, below) = match rest.match_indices('/').nth(parts - 1) {
+            Some((at, _)) => (&rest[..at], Some(&rest[at + 1..])),
+            None if above(rest) => return Self::Above,
+            None => (rest, None),
         };
-        match (format!("{area}/{name}").parse(), below) {
+        match (path.parse(), below) {
             (Ok(path), None) => Self::Dataset(path),
             (Ok(path), Some(below)) if below.starts_with('%') => Self::Hidden(path),
             _ => Self::Elsewhere,
@@ -232,6 +235,26 @@ mod tests {
             ("tank/kleene/volumes/a/b", "create", "", &[]),
             ("tank/kleene/volumes/a:b", "create", "", &[]),
             ("tank/kleene/other/a", "create", "", &[]),
+            ("tank/kleene/projects/w/volumes/a", "create", "", &["+projects/w/volumes/a"]),
+            ("tank/kleene/projects/w/volumes/a/b", "create", "", &[]),
+            (
+                "tank/kleene/projects/w/volumes/a/%rollback",
+                "clone swap",
+                "parent=a",
+                &["projects/w/volumes/a rollback"],
+            ),
+            ("tank/kleene/projects/w/other/a", "create", "", &[]),
+            ("tank/kleene/projects/default/volumes/a", "create", "", &[]),
+            ("tank/kleene/projects/w", "destroy", "", &["lost"]),
+            ("tank/kleene/projects", "set", "readonly=1", &["lost"]),
+            ("tank/kleene/projects/w/volumes", "set", "readonly=1", &["lost"]),
+            ("tank/kleene/projects/w/volumes", "create", "", &[]),
+            (
+                "tank/kleene/projects/w/volumes/a",
+                "rename",
+                "-> tank/kleene/volumes/a",
+                &["-projects/w/volumes/a", "+volumes/a"],
+            ),
         ] {
             assert_eq!(shown(dataset, what, text), events, "{dataset} {what}");
         }
