@@ -287,3 +287,27 @@ fn the_rule_holds_at_the_start_too() {
     daemon.run("stop a").ok();
     daemon.run("start -d b").ok();
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_somebody_else_unmounted_is_mounted_again() {
+    let daemon = Daemon::with_image();
+    daemon.run("volume create data").ok();
+    daemon.run("run -d --name web base sleep 1000").ok();
+    let attach = "volume attach data web --path /srv/data";
+    daemon.run(attach).ok();
+    daemon.run("exec -q web touch /srv/data/made").ok();
+    let pid = daemon.klee(["container", "ls", "--format", "{{.jid}}"]).ok();
+    let unmount = || {
+        let mut nsenter = std::process::Command::new("nsenter");
+        nsenter.args(["--mount", "--target", &pid, "busybox", "umount", "/srv/data"]);
+        assert!(nsenter.status().unwrap().success());
+        daemon.run("exec -q web ls /srv/data/made").fails(1);
+    };
+    unmount();
+    daemon.run(attach).ok();
+    daemon.run("exec -q web ls /srv/data/made").ok();
+    unmount();
+    daemon.run("volume detach data web").ok();
+    assert_eq!(shown(&daemon, "data", "web"), is("available", &[]));
+}

@@ -54,7 +54,9 @@ pub(crate) fn kill_at_every_call(
             }
             kills += 1;
         }
-        assert!(kills * stride() > 1, "only {kills} times {moment} {method}");
+        // ZFS writes a record in one step.
+        let steps = method != "point" || daemon.driver() != "zfs";
+        assert!(kills * stride() > 1 || !steps, "only {kills} times {moment} {method}");
     }
 }
 

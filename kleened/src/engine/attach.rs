@@ -137,13 +137,22 @@ impl Engine {
         let (own, others) = self.parted(after, mount)?;
         let intent = Intent::Attach { container: id.clone(), mount: mount.clone() };
         let entry = self.intend(&intent)?;
-        if let Err(error) = self.platform.attach(id, &own, &others) {
-            log_failure("write the journal", entry.done());
-            return Err(Error::platform("attach volume", &mount.source)(error));
-        }
-        let Err(error) = self.store_mounts(id, after) else { return is_done(&entry) };
+        let fail = Error::platform("attach volume", &mount.source);
+        let error = match self.platform.attach(id, &own, &others) {
+            Ok(()) => match self.store_mounts(id, after) {
+                Ok(()) => return is_done(&entry),
+                Err(error) => error,
+            },
+            Err(error) if leaves_it(&error) => {
+                log_failure("write the journal", entry.done());
+                return Err(fail(error));
+            }
+            Err(error) => fail(error),
+        };
         match self.platform.detach(id, &own, &others) {
-            Ok(_) => log_failure("write the journal", entry.done()),
+            Ok(_) | Err(platform::Error::NotRunning(_)) => {
+                log_failure("write the journal", entry.done());
+            }
             Err(back) => {
                 // The next start ends it. Until then nobody may take the volume away.
                 log_failure::<(), _>(format_args!("take back {intent:?}"), Err(back));
@@ -183,15 +192,19 @@ impl Engine {
         let (own, others) = self.parted(&record, mount)?;
         let intent = Intent::Detach { container: id.clone(), mount: mount.clone() };
         let entry = self.intend(&intent)?;
-        match self.platform.detach(id, &own, &others) {
+        let fail = Error::platform("detach volume", &mount.source);
+        let error = match self.platform.detach(id, &own, &others) {
             // It ended just now, and its mounts with it.
-            Ok(_) | Err(platform::Error::NotRunning(_)) => {}
-            Err(error) => {
+            Ok(_) | Err(platform::Error::NotRunning(_)) => match self.store_mounts(id, &after) {
+                Ok(()) => return is_done(&entry),
+                Err(error) => error,
+            },
+            Err(error) if leaves_it(&error) => {
                 log_failure("write the journal", entry.done());
-                return Err(Error::platform("detach volume", &mount.source)(error));
+                return Err(fail(error));
             }
-        }
-        let Err(error) = self.store_mounts(id, &after) else { return is_done(&entry) };
+            Err(error) => fail(error),
+        };
         match self.platform.attach(id, &own, &others) {
             Ok(()) | Err(platform::Error::NotRunning(_)) => {
                 log_failure("write the journal", entry.done());
@@ -273,6 +286,12 @@ impl Engine {
             entry.record.mounts.clone_from(&record.mounts);
         }
     }
+}
+
+/// Whether nothing changed, for certain.
+fn leaves_it(error: &platform::Error) -> bool {
+    use platform::Error::{Busy, Mount, NotRunning};
+    matches!(error, Busy { .. } | Mount { .. } | NotRunning(_))
 }
 
 fn is_done(entry: &Entry<'_>) -> Result<()> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use kleened_api::Id;
+use nix::sys::signal::{SigSet, Signal};
 use serde::{Deserialize, Serialize};
 
 use super::supervisor::{self, Answer, Failure, RunDir, State};
@@ -72,6 +73,10 @@ pub(super) fn ask(
 pub(super) fn main(dir: &Path, make: Make) -> ExitCode {
     let run = || -> io::Result<()> {
         kleened_sys::process::close_inherited()?;
+        // What ends the daemon, with all that belong to it, must not end this half way.
+        let mut ends = SigSet::empty();
+        ends.extend([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]);
+        ends.thread_block()?;
         let change: Change = serde_json::from_reader(io::stdin().lock())?;
         let made = carry_out(dir, &change, make);
         io::stdout().write_all(&serde_json::to_vec(&made)?)
