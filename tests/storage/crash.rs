@@ -67,10 +67,15 @@ const STEPS: &[Step] = &[
     },
     |d| write(d, &volume("a"), "3"),
     |d| d.rollback(&volume("a").snapshot("t")),
+    |d| write(d, &volume("a"), "4"),
+    |d| d.snapshot(&[volume("a").snapshot("u")], ""),
+    |d| d.rollback(&volume("a").snapshot("s")),
+    |d| d.rollback(&volume("a").snapshot("u")),
+    |d| d.rollback(&volume("a").snapshot("t")),
     |d| d.destroy_snapshot(&volume("a").snapshot("t")).map(drop),
     |d| d.rename(&volume("a"), &volume("web:c")),
-    |d| d.destroy(&volume("clone")).map(drop),
     |d| d.destroy(&volume("web:c")).map(drop),
+    |d| d.destroy(&volume("clone")).map(drop),
     |d| d.destroy(&volume("copy")).map(drop),
 ];
 

@@ -144,6 +144,14 @@ impl Place {
                     "name,mounted",
                     dataset,
                 ]);
+                // What stepped aside belongs to a dataset that went back to a snapshot.
+                let history = format!("{dataset}/history");
+                let aside = |line: &&str| line.starts_with(&history);
+                if datasets == 0 {
+                    assert!(list.lines().filter(aside).count() <= 1, "{list}");
+                }
+                let kept: Vec<&str> = list.lines().filter(|line| !aside(line)).collect();
+                let list = kept.join("\n");
                 let names = list
                     .lines()
                     .map(|line| line.strip_suffix("\tyes").unwrap_or_else(|| panic!("{line}")));

@@ -441,11 +441,13 @@ pub trait Driver: Snapshots + Send + Sync + fmt::Debug {
     /// [`Error::NotFound`].
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()>;
 
-    /// Neither the dataset nor its snapshots exist. False where there was none: a repeat is safe.
+    /// Neither the dataset nor its snapshots exist; clones of a volume keep what they have of it. False where
+    /// there was none: a repeat is safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] where it is in use or has clones that need it.
+    /// [`Error::Busy`] where it is in use, one of its snapshots is held, or it is no volume and has clones
+    /// that need it.
     fn destroy(&self, path: &DatasetPath) -> Result<bool>;
 
     /// The dataset, with its record and snapshots, has the path `to`.

@@ -65,11 +65,11 @@ pub trait Snapshots {
     /// [`Error::NotFound`].
     fn snapshot_usage(&self, snapshot: &SnapshotPath) -> Result<u64>;
 
-    /// The snapshot does not exist. False where there was none: a repeat is safe.
+    /// The snapshot does not exist; clones keep what they have of it. False where there was none: a repeat is safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Busy`] where it is held, or has clones that need it.
+    /// [`Error::Busy`] where it is held.
     fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool>;
 
     /// The snapshot has the name `to`, and is as it was otherwise.
@@ -88,13 +88,12 @@ pub trait Snapshots {
     /// [`Error::NotFound`].
     fn hold(&self, snapshot: &SnapshotPath, held: bool) -> Result<()>;
 
-    /// The dataset's content is that of the snapshot; its record stays. Its mount point is the same
-    /// directory only if nobody had it open.
+    /// The dataset's content is that of the snapshot; its record and all its snapshots stay, also newer
+    /// ones. Its mount point is the same directory only if nobody had it open.
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`]; [`Error::Busy`] where there is a
-    /// newer snapshot.
+    /// [`Error::NotFound`]; [`Error::Busy`] where it is in use. Then nothing changed.
     fn rollback(&self, snapshot: &SnapshotPath) -> Result<()>;
 
     /// A dataset `to` with the snapshot's content, root directory included, and its own record.

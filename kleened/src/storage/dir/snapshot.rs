@@ -297,13 +297,6 @@ impl Snapshots for Dir {
         let _lock = lock.write();
         self.store.refuse_gone(&snapshot.dataset, &home.id)?;
         let source = open_data(snapshot, home.fd.as_fd())?;
-        let present = list(&snapshot.dataset, home.fd.as_fd())?;
-        if let Some(last) = present.last().filter(|last| last.name != snapshot.name) {
-            return Err(Error::Busy(format!(
-                "{snapshot}, which has a newer snapshot, {},",
-                last.name
-            )));
-        }
         self.store.refuse_mounted(&snapshot.dataset, &home.id)?;
         let failed = |error: io::Error| Error::io("roll back to", snapshot, error);
         let draft = self.store.draft()?;

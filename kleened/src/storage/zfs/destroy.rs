@@ -12,6 +12,9 @@ use super::{Zfs, failed};
 /// Destroys a file system and its snapshots in one transaction.
 const PROGRAM: &str = include_str!("destroy.lua");
 
+/// Says whether a file system that has snapshots is in use, see `destroy.lua`.
+const IN_USE: &str = "local arguments = ... return { errno = zfs.check.rollback(arguments['fs']) }";
+
 /// How long a dataset may stay in use by somebody who does not mean to use it: a container that is
 /// starting has, for a moment, the host's mounts in its mount namespace, and the kernel takes file systems
 /// apart after `umount(2)` has returned.
@@ -67,9 +70,22 @@ impl Zfs {
         self.remove(path)
     }
 
+    /// The unmounted dataset and its snapshots, which have no clones, are gone.
+    pub(super) fn remove_with_snapshots(&self, name: &str) -> Result<()> {
+        let done = |answer| match answer {
+            Answer::Gone | Answer::Failed(Errno::NOENT, _) => Ok(()),
+            Answer::Failed(Errno::BUSY | Errno::AGAIN | Errno::EXIST, object) => {
+                Err(Error::Busy(object))
+            }
+            Answer::Failed(errno, object) => Err(Error::io("destroy", object, errno)),
+        };
+        let answer = self.run_program(PROGRAM, name);
+        answer.map_err(|error| failed("destroy", name, error)).and_then(done)
+    }
+
     /// Returns the snapshot that has clones or the dataset that is below, where there is one.
     fn remove_all(&self, path: &DatasetPath, name: &str) -> Result<Option<String>> {
-        match self.run_program(name).map_err(|error| failed("destroy", path, error))? {
+        match self.run_program(PROGRAM, name).map_err(|error| failed("destroy", path, error))? {
             Answer::Gone | Answer::Failed(Errno::NOENT, _) => Ok(None),
             Answer::Failed(Errno::BUSY | Errno::AGAIN, _) => Err(Error::Busy(path.to_string())),
             Answer::Failed(Errno::EXIST, object) => Ok(Some(object)),
@@ -77,7 +93,17 @@ impl Zfs {
         }
     }
 
-    fn run_program(&self, name: &str) -> std::result::Result<Answer, SysError> {
+    /// That nobody has the dataset, which has snapshots, mounted anywhere.
+    pub(super) fn refuse_in_use(&self, path: &DatasetPath) -> Result<()> {
+        let name = self.name(path)?;
+        let answer = self.run_program(IN_USE, &name);
+        match answer.map_err(|error| failed("look into", path, error))? {
+            Answer::Failed(Errno::BUSY | Errno::AGAIN, _) => Err(Error::Busy(path.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    fn run_program(&self, program: &str, name: &str) -> std::result::Result<Answer, SysError> {
         let mut arguments = NvList::new()?;
         arguments.put_text("fs", name)?;
         for (name, errno) in
@@ -87,7 +113,7 @@ impl Zfs {
         }
         let result = self.zfs.channel_program(
             pool_of(name),
-            PROGRAM,
+            program,
             &arguments,
             Limits::default(),
             true,

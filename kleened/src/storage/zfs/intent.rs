@@ -15,7 +15,7 @@ use kleened_api::volume::{Mode, Owner};
 use super::super::fault::point;
 use super::super::{Area, DatasetPath, Driver, Error, Result};
 use super::record::Pending;
-use super::{IMPORT, NvList, Zfs, adopt, failed};
+use super::{IMPORT, NvList, Zfs, adopt, failed, line};
 
 const FOLDER: &str = ".making";
 
@@ -65,6 +65,7 @@ impl Zfs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             other => other.map_err(read)?,
         };
+        let mut settled = true;
         for entry in entries {
             let entry = entry.map_err(read)?;
             let name = entry.file_name();
@@ -72,8 +73,14 @@ impl Zfs {
             let Some(path) = path else { continue };
             match self.resume_one(&path, &entry) {
                 Ok(()) => self.done(&path),
-                Err(error) => tracing::warn!(%path, ?error, "cannot finish or take back"),
+                Err(error) => {
+                    settled = false;
+                    tracing::warn!(%path, ?error, "cannot finish or take back");
+                }
             }
+        }
+        if settled {
+            self.tidy_history();
         }
         Ok(())
     }
@@ -81,7 +88,16 @@ impl Zfs {
     fn resume_one(&self, path: &DatasetPath, intent: &fs::DirEntry) -> Result<()> {
         let read = |error| Error::io("read", intent.path().display(), error);
         let text = fs::read_to_string(intent.path()).map_err(read)?;
+        if let Ok(swap) = text.parse() {
+            return self.resume_swap(path, &swap);
+        }
         let Some(found) = self.look(path)? else { return Ok(()) };
+        if text == line::DESTROY {
+            self.unmount(path)?;
+            self.dissolve_all(path)?;
+            self.remove_mountpoint(path);
+            return Ok(());
+        }
         if text == adopt::INTENT {
             // It is taken over, or another; it has its new name last of all.
             return found.record.map_or(Ok(()), |_| self.finish_adopting(path));

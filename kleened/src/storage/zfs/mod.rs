@@ -16,6 +16,7 @@ mod adopt;
 mod changed;
 mod destroy;
 mod intent;
+mod line;
 mod lock;
 mod mount;
 mod record;
@@ -62,6 +63,8 @@ pub struct Zfs {
     /// The volumes that there were when the root was opened, until somebody asks for them.
     first: Mutex<Option<Vec<DatasetPath>>>,
     measured: Mutex<Option<Measured>>,
+    /// Held while datasets and their clones change places.
+    families: Mutex<()>,
 }
 
 /// Opens the root: the dataset that is mounted at that directory. What a crash left half done is finished
@@ -93,6 +96,7 @@ pub fn open(root: &Path) -> Result<Box<dyn Driver>> {
         watched: watch::begin(zfs),
         first: Mutex::default(),
         measured: Mutex::default(),
+        families: Mutex::default(),
     };
     driver.make_intents()?;
     driver.make_areas()?;
@@ -427,9 +431,21 @@ impl Driver for Zfs {
             Err(Error::NotFound(_)) => return Ok(false),
             other => other?,
         };
+        let entangled = path.area() == Area::Volumes && self.is_entangled(path)?;
         self.unmount_for_good(path)?;
         point();
-        if let Err(error) = self.remove(path) {
+        let removed = match entangled {
+            true => self.intend_text(path, line::DESTROY).and_then(|()| {
+                let dissolved = self.dissolve_all(path);
+                if dissolved.is_ok() {
+                    self.remove_mountpoint(path);
+                }
+                self.done(path);
+                dissolved
+            }),
+            false => self.remove(path),
+        };
+        if let Err(error) = removed {
             self.mount_again(path);
             return Err(error);
         }

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use super::super::fault::point;
 use super::super::{DatasetPath, DatasetSpec, Error, Result, Snapshot, SnapshotPath, Snapshots};
 use super::record;
+use super::source::dataset_of;
 use super::{Zfs, failed};
 
 /// Under which tag a snapshot is held here.
@@ -52,6 +53,11 @@ impl Zfs {
             Kind::NotFound => self.no_snapshot(snapshot),
             _ => failed(verb, snapshot, error),
         }
+    }
+
+    /// The full name of a snapshot that there is.
+    fn existing(&self, snapshot: &SnapshotPath) -> Result<String> {
+        self.find(snapshot)?.ok_or_else(|| self.no_snapshot(snapshot))
     }
 
     /// Whether the snapshot, which others may hold, too, is held here.
@@ -94,13 +100,30 @@ impl Snapshots for Zfs {
             }
         }
         let Some(first) = snapshots.first() else { return Ok(()) };
+        if self.has_history() {
+            for snapshot in snapshots {
+                if self.is_aside(snapshot)? {
+                    return Err(Error::Exists(snapshot.to_string()));
+                }
+            }
+        }
         let texts: Vec<&str> = names.values().map(String::as_str).collect();
         let mut properties = NvList::new().map_err(|error| failed("snapshot", first, error))?;
         if !record.is_empty() {
             record::put(&mut properties, record).map_err(|e| failed("snapshot", first, e))?;
         }
         point();
-        self.zfs.snapshot(&texts, &properties).map_err(|error| {
+        let mut made = self.zfs.snapshot(&texts, &properties);
+        if made.as_ref().is_err_and(|error| error.kind() == Kind::Exists) {
+            let mut freed = false;
+            for text in &texts {
+                freed |= self.free_name_in(text)?;
+            }
+            if freed {
+                made = self.zfs.snapshot(&texts, &properties);
+            }
+        }
+        made.map_err(|error| {
             let to_blame = error.failed().iter().find_map(|item| {
                 let of = |snapshot: &&SnapshotPath| item.name.ends_with(&format!("/{snapshot}"));
                 Some((item.kind(), snapshots.iter().find(of)?))
@@ -118,56 +141,57 @@ impl Snapshots for Zfs {
     }
 
     fn snapshots(&self, path: &DatasetPath) -> Result<Vec<Snapshot>> {
-        let name = self.name(path)?;
-        let all = self.zfs.snapshots(&name);
-        let all = all.map_err(|error| self.failed("list the snapshots of", path, error))?;
-        all.into_iter().map(|found| self.show(&name, found)).collect()
+        let all = self.all_snapshots(path)?.into_iter();
+        all.filter(|(_, found)| !found.deferred)
+            .map(|(dataset, found)| self.show(&dataset, found))
+            .collect()
     }
 
     fn snapshot_usage(&self, snapshot: &SnapshotPath) -> Result<u64> {
-        let found = self.zfs.properties(&self.snapshot_name(snapshot)?, &["used"]);
+        let found = self.zfs.properties(&self.existing(snapshot)?, &["used"]);
         let found = found.map_err(|error| self.snapshot_failed("measure", snapshot, error))?;
         Ok(found.number("used").unwrap_or_default())
     }
 
     fn destroy_snapshot(&self, snapshot: &SnapshotPath) -> Result<bool> {
-        let name = self.snapshot_name(snapshot)?;
-        match self.zfs.exists(&name) {
-            Ok(true) => {}
-            Ok(false) => {
-                return match self.missing(&snapshot.dataset) {
-                    Error::NotFound(_) => Ok(false),
-                    unknown => Err(unknown),
-                };
-            }
-            Err(error) => return Err(failed("look up", snapshot, error)),
-        }
+        let Some(name) = self.find(snapshot)? else {
+            return match self.missing(&snapshot.dataset) {
+                Error::NotFound(_) => Ok(false),
+                unknown => Err(unknown),
+            };
+        };
         point();
         match self.zfs.destroy_snapshots(&[&name], false) {
-            Ok(()) => Ok(true),
-            // It has clones.
-            Err(error) if error.kind() == Kind::Exists => Err(Error::Busy(snapshot.to_string())),
-            Err(error) => Err(failed("destroy", snapshot, error)),
+            Ok(()) => {}
+            // It has clones, and goes with the last of them.
+            Err(error) if error.kind() == Kind::Exists => self
+                .zfs
+                .destroy_snapshots(&[&name], true)
+                .map_err(|error| failed("destroy", snapshot, error))?,
+            Err(error) => return Err(failed("destroy", snapshot, error)),
         }
+        point();
+        self.prune_line_of(dataset_of(&name));
+        Ok(true)
     }
 
     fn rename_snapshot(&self, snapshot: &SnapshotPath, to: &str) -> Result<()> {
-        let name = self.snapshot_name(snapshot)?;
         let new = snapshot.dataset.snapshot(to);
-        let renamed = self.zfs.rename(&name, &self.snapshot_name(&new)?);
-        renamed.map_err(|error| match error.kind() {
+        self.snapshot_name(&new)?;
+        let name = self.existing(snapshot)?;
+        if self.find(&new)?.is_some() {
+            return Err(Error::Exists(new.to_string()));
+        }
+        let full = format!("{}@{to}", dataset_of(&name));
+        self.free_name_in(&full)?;
+        self.zfs.rename(&name, &full).map_err(|error| match error.kind() {
             Kind::Exists => Error::Exists(new.to_string()),
             _ => self.snapshot_failed("rename", snapshot, error),
         })
     }
 
     fn hold(&self, snapshot: &SnapshotPath, held: bool) -> Result<()> {
-        let name = self.snapshot_name(snapshot)?;
-        match self.zfs.exists(&name) {
-            Ok(true) => {}
-            Ok(false) => return Err(self.no_snapshot(snapshot)),
-            Err(error) => return Err(failed("look up", snapshot, error)),
-        }
+        let name = self.existing(snapshot)?;
         let (verb, done, already) = match held {
             true => ("hold", self.zfs.hold(&[(&name, TAG)], None), Kind::Exists),
             false => ("release", self.zfs.release(&[(&name, TAG)]), Kind::NotFound),
@@ -181,17 +205,11 @@ impl Snapshots for Zfs {
     }
 
     fn rollback(&self, snapshot: &SnapshotPath) -> Result<()> {
-        let name = self.snapshot_name(snapshot)?;
         let path = &snapshot.dataset;
+        self.snapshot_name(snapshot)?;
         let _held = self.locks.hold(&[path]);
         self.ours(path)?;
-        let back = self.zfs.rollback_to(&self.name(path)?, &name);
-        back.map_err(|error| match error.kind() {
-            // There are newer snapshots.
-            Kind::Exists => Error::Busy(path.to_string()),
-            Kind::NotFound => Error::NotFound(snapshot.to_string()),
-            _ => failed("roll back to", snapshot, error),
-        })
+        self.go_back(snapshot)
     }
 
     fn clone_from(
@@ -200,7 +218,7 @@ impl Snapshots for Zfs {
         to: &DatasetPath,
         spec: &DatasetSpec,
     ) -> Result<()> {
-        let (origin, name) = (self.snapshot_name(snapshot)?, self.name(to)?);
+        let (origin, name) = (self.existing(snapshot)?, self.name(to)?);
         let properties = self.properties(spec)?;
         let _held = self.locks.hold(&[to]);
         self.make(to, spec, || {

@@ -20,7 +20,7 @@ fn refuse(dataset: &str, reason: impl std::fmt::Display) -> Error {
 }
 
 /// The dataset that a snapshot is of.
-fn dataset_of(snapshot: &str) -> &str {
+pub(super) fn dataset_of(snapshot: &str) -> &str {
     snapshot.split('@').next().unwrap_or(snapshot)
 }
 

@@ -252,11 +252,15 @@ impl Zfs {
 }
 
 /// A new name for what is being received.
-pub(super) fn draft() -> Result<DatasetPath> {
+pub(super) fn random() -> Result<u64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::io("get", "random bytes", io::Error::other(error)))?;
-    let name = format!("{}/{IMPORT}{:016x}", Area::Scratch.as_str(), u64::from_ne_bytes(bytes));
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+pub(super) fn draft() -> Result<DatasetPath> {
+    let name = format!("{}/{IMPORT}{:016x}", Area::Scratch.as_str(), random()?);
     name.parse().map_err(|error| Error::io("name", name, io::Error::other(error)))
 }
 
@@ -267,7 +271,8 @@ impl Streams for Zfs {
         base: Option<&str>,
         out: &mut dyn Write,
     ) -> Result<()> {
-        let name = self.snapshot_name(snapshot)?;
+        let missing = || Error::NotFound(snapshot.to_string());
+        let name = self.find(snapshot)?.ok_or_else(missing)?;
         let present = self.snapshots(&snapshot.dataset)?;
         let find = |name: &str| {
             let missing = || Error::NotFound(snapshot.dataset.snapshot(name).to_string());
@@ -282,7 +287,7 @@ impl Streams for Zfs {
             }
         }
         let base = match base {
-            Some(base) => Some(self.snapshot_name(&snapshot.dataset.snapshot(base))?),
+            Some(base) => self.find(&snapshot.dataset.snapshot(base))?,
             None => None,
         };
         let (mut reader, writer) =

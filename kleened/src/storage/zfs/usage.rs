@@ -10,11 +10,12 @@ use kleened_sys::zfs::{Groups, Mark, Properties, pool_of};
 
 use super::super::{Area, DatasetPath, Error, Result, Usage};
 use super::Zfs;
+use super::line::LINE;
 use super::threads::on_threads;
 
 /// The properties that say how much space a dataset takes.
 const MEASURES: &[&str] =
-    &["used", "referenced", "available", "usedbysnapshots", "refquota", "compressratio"];
+    &["used", "referenced", "available", "usedbysnapshots", "refquota", "compressratio", LINE];
 
 /// What the datasets of an area took when the pool had written all before the mark.
 #[derive(Debug)]
@@ -27,9 +28,15 @@ pub(super) struct Measured {
 impl Zfs {
     pub(super) fn measure(&self, path: &DatasetPath) -> Result<Usage> {
         let properties = self.zfs.properties(&self.name(path)?, MEASURES);
-        properties
-            .map(|properties| usage(&properties))
-            .map_err(|error| self.failed("measure", path, error))
+        let properties = properties.map_err(|error| self.failed("measure", path, error))?;
+        let mut usage = usage(&properties);
+        if let Some(line) = properties.own_text(LINE) {
+            // All that they have is snapshots, as far as people see.
+            let aside = self.usage_of_line(line)?;
+            usage.used += aside;
+            usage.snapshots += aside;
+        }
+        Ok(usage)
     }
 
     pub(super) fn measure_all(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
