@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use kleened_api::attach::{AttachConfig, DetachConfig};
 use kleened_api::mount::MountOptions;
+use kleened_api::snapshot::{RestoreConfig, path};
 use kleened_api::volume::{
     AccessRule, AdoptConfig, InspectQuery, Mode, Owner, Profile, RemoveQuery, Volume, VolumeConfig,
     VolumeFilter,
@@ -23,14 +24,14 @@ use crate::snapshot::{self, SnapshotCommand};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
-    /// Create a volume. Where it exists already with the same parameters, nothing happens.
+    /// Create a volume, empty or as another is. Where it exists already with the same parameters, nothing happens.
     Create(VolumeCreate),
     /// Make a volume of a dataset that is there already, with all that is in it. It becomes a part of
     /// the daemon's root; its content, snapshots and properties stay.
     Adopt(VolumeAdopt),
     /// List volumes, newest first.
     Ls(VolumeList),
-    /// Show a volume, the containers that mount it, and its snapshots.
+    /// Show a volume, the containers that mount it, its snapshots, and the volumes that began as it.
     Inspect(VolumeInspect),
     /// List the profiles: properties that suit one kind of content.
     Profiles(Output),
@@ -50,6 +51,9 @@ pub(crate) enum VolumeCommand {
     Rm(VolumeRemove),
     /// Remove all volumes of the project that no container names and that have no snapshots which klee made.
     Prune(PruneProject),
+    /// Give a volume back what it had when a snapshot was made. All its snapshots stay, also newer ones.
+    /// Refused while a container names the volume; --as makes a new volume instead.
+    Restore(VolumeRestore),
     /// Manage snapshots: what volumes were at an instant.
     #[command(subcommand, alias = "snap")]
     Snapshot(SnapshotCommand),
@@ -86,6 +90,16 @@ pub(crate) struct VolumeCreate {
     /// read-write. Containers that don't run count. [default: shared]
     #[arg(long, value_name = "RULE", value_parser = access_rule())]
     pub(crate) access: Option<AccessRule>,
+    /// Begin as that volume is now, also while containers use it, and take after it in all that is not
+    /// given here. On ZFS the two share space until one of them changes; either can be removed.
+    #[arg(long, value_name = "VOLUME")]
+    pub(crate) from: Option<VolumeRef>,
+    /// Begin as that snapshot of the volume of --from.
+    #[arg(long, value_name = "SNAPSHOT", requires = "from")]
+    pub(crate) from_snapshot: Option<String>,
+    /// Share no space with the volume of --from: copy all.
+    #[arg(long, requires = "from")]
+    pub(crate) independent: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -131,6 +145,19 @@ pub(crate) struct VolumeDetach {
     /// Where it is in the container; without it, it is detached wherever it is there.
     #[arg(long)]
     pub(crate) path: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeRestore {
+    /// The volume.
+    pub(crate) volume: VolumeRef,
+    /// The snapshot.
+    pub(crate) snapshot: String,
+    /// Make a new volume of that name with what the snapshot has, and leave the volume as it is.
+    #[arg(long = "as", value_name = "NEW")]
+    pub(crate) new: Option<VolumeRef>,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -233,6 +260,7 @@ impl<const PROJECT: bool, const SIZE: bool> Listed for Shown<PROJECT, SIZE> {
         "usage",
         "populated",
         "adopted",
+        "origin",
         "error",
     ];
 
@@ -293,6 +321,7 @@ pub(crate) async fn run(command: VolumeCommand, context: &Context) -> Result<(),
         VolumeCommand::Detach(args) => detach(args, context).await,
         VolumeCommand::Rm(args) => remove(args, context).await,
         VolumeCommand::Prune(args) => prune(args, context).await,
+        VolumeCommand::Restore(args) => restore(args, context).await,
         VolumeCommand::Snapshot(command) => snapshot::run(command, context).await,
     }
 }
@@ -310,8 +339,18 @@ async fn create(args: VolumeCreate, context: &Context) -> Result<(), Failure> {
         profile: args.profile,
         properties: (!properties.is_empty()).then_some(properties),
         access: args.access,
+        from: args.from,
+        from_snapshot: args.from_snapshot,
+        independent: args.independent.then_some(true),
     };
     let reply: IdReply = context.client.post(routes::VOLUME_CREATE, &config).await?;
+    print::reply(&reply, context.client.own(&reply.id), args.output.output)
+}
+
+async fn restore(args: VolumeRestore, context: &Context) -> Result<(), Failure> {
+    let path = path(args.volume.as_str(), &args.snapshot);
+    let path = routes::with_name(routes::SNAPSHOT_RESTORE, &path);
+    let reply: IdReply = context.client.post(&path, &RestoreConfig { new: args.new }).await?;
     print::reply(&reply, context.client.own(&reply.id), args.output.output)
 }
 
@@ -419,7 +458,7 @@ async fn prune(args: PruneProject, context: &Context) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use kleened_api::Ratio;
-    use kleened_api::volume::{Populated, VolumeState, VolumeUsage};
+    use kleened_api::volume::{Origin, Populated, VolumeState, VolumeUsage};
 
     use super::*;
 
@@ -455,6 +494,12 @@ mod tests {
                 at: Timestamp::now(),
             }),
             adopted: Some(String::new()),
+            origin: Some(Origin {
+                volume: String::new(),
+                snapshot: None,
+                created: Timestamp::now(),
+                independent: false,
+            }),
             error: Some(String::new()),
         };
         print::assert_fields(&Shown::<true, true>(full));

@@ -5,6 +5,7 @@
 mod adopt;
 mod attach;
 mod behind;
+mod clones;
 mod containers;
 mod crash;
 mod create;

@@ -55,6 +55,8 @@ routes! {
     SNAPSHOT_RENAME = "/snapshots/{name}/rename";
     /// POST [`SnapshotProtect`](crate::snapshot::SnapshotProtect): the name.
     SNAPSHOT_PROTECT = "/snapshots/{name}/protect";
+    /// POST [`RestoreConfig`](crate::snapshot::RestoreConfig): 201 with the name of the volume.
+    SNAPSHOT_RESTORE = "/snapshots/{name}/restore";
     /// DELETE: the name.
     SNAPSHOT = "/snapshots/{name}";
     /// GET [`ListQuery`](crate::container::ListQuery): the containers, newest first.

@@ -84,6 +84,14 @@ pub struct SnapshotRename {
     pub name: SnapshotName,
 }
 
+/// Where what a volume had is to be again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreConfig {
+    /// In a new volume of that name; in the volume itself where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<VolumeRef>,
+}
+
 /// Whether a snapshot is to be protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotProtect {

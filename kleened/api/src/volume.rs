@@ -41,6 +41,37 @@ pub struct VolumeConfig {
     /// Which mounts of it there can be beside each other; [`AccessRule::Shared`] where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessRule>,
+    /// The volume that it begins as, and after which it takes in all that is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<VolumeRef>,
+    /// The snapshot of `from` that it begins as; `from` as it is now where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<String>,
+    /// It shares no space with `from`: all is copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub independent: Option<bool>,
+}
+
+/// What a volume began as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The volume, by the name that it had.
+    pub volume: String,
+    /// Its snapshot; as it was at that moment where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
+    /// When that volume was made: a later one of its name is another.
+    pub created: Timestamp,
+    /// It shared no space from the beginning.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub independent: bool,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.volume)?;
+        self.snapshot.as_ref().map_or(Ok(()), |snapshot| write!(f, "@{snapshot}"))
+    }
 }
 
 /// Which mounts of a volume there can be beside each other.
@@ -137,6 +168,9 @@ pub struct Volume {
     /// What its dataset was called before it was adopted. Such a volume is never filled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopted: Option<String>,
+    /// What it began as, where that is another volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// What is wrong, in state `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -235,6 +269,9 @@ pub struct VolumeInspect {
     /// Its snapshots, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<Snapshot>,
+    /// The volumes that began as this one, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<String>,
 }
 
 /// How a volume is to be removed.

@@ -285,6 +285,19 @@ impl Catalogue {
             .collect()
     }
 
+    /// The names of the volumes that began as this one.
+    pub(super) fn clones_of(&self, name: &str) -> Vec<String> {
+        let Some(source) = self.volumes.get(name) else { return Vec::new() };
+        let is_clone = |entry: &VolumeEntry| {
+            let origin = entry.record.origin.as_ref();
+            origin.is_some_and(|origin| {
+                origin.volume == name && origin.created == source.record.created
+            })
+        };
+        let clones = self.volumes.iter().filter(|(_, entry)| is_clone(entry));
+        clones.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The volume and who uses it.
     pub(super) fn inspect_volume(
         &self,
@@ -484,6 +497,7 @@ fn volume(storage: &dyn Driver, name: &str, entry: &VolumeEntry, used: Option<bo
         usage: None,
         populated: record.populated,
         adopted: record.adopted,
+        origin: record.origin,
         error: entry.fault.as_ref().map(Fault::to_string),
     }
 }

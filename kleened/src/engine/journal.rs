@@ -31,6 +31,8 @@ pub(super) enum Intent {
     Detach { container: Id, mount: MountPointConfig },
     /// Make an image of a snapshot of others' dataset, which is made for it and goes with it.
     CreateImage { id: Id, snapshot: String },
+    /// Make a volume of what another has now, of which there is that snapshot meanwhile.
+    CloneVolume { from: String, snapshot: String },
     /// Run freebsd-update in a container on an image that is being made.
     UpdateImage { id: Id },
 }

@@ -10,7 +10,7 @@
 //! | `volume`, `container`, `image`, `exec` | the verbs, a file for each kind of object |
 //! | `lifecycle` | start, stop, wait, and what happens when a container ends |
 //! | `create`, `update` | images made of what there is elsewhere |
-//! | `snapshot` | snapshots of volumes |
+//! | `snapshot`, `clone` | snapshots of volumes, and what is made of them |
 //! | `adopt` | datasets of others that become volumes |
 //! | `attach` | volumes of containers that are there |
 //! | `populate` | first-use content |
@@ -24,6 +24,7 @@
 mod adopt;
 mod attach;
 mod catalogue;
+mod clone;
 mod container;
 mod create;
 mod exec;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use kleened_api::container::{NetworkDriver, RestartPolicy};
 use kleened_api::mount::MountPointConfig;
-use kleened_api::volume::{AccessRule, Mode, Owner, Populated};
+use kleened_api::volume::{AccessRule, Mode, Origin, Owner, Populated};
 use kleened_api::{Id, ProjectName, Size, Timestamp};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,9 @@ pub(super) struct VolumeRecord {
     pub adopted: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     pub access: AccessRule,
+    /// What it began as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The container whose creation made it. Only that creation may take it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_for: Option<Id>,
@@ -68,6 +71,7 @@ impl VolumeRecord {
             populated: None,
             adopted: None,
             access: AccessRule::default(),
+            origin: None,
             made_for: None,
         }
     }

@@ -88,6 +88,10 @@ impl Engine {
                 Intent::Detach { container, mount } => self.replay_detach(container, mount),
                 Intent::CreateImage { id, snapshot } => self.replay_create_image(id, snapshot),
                 Intent::UpdateImage { id } => self.end_update(id),
+                Intent::CloneVolume { from, snapshot } => from
+                    .parse()
+                    .map_err(Error::from)
+                    .and_then(|from| self.replay_clone(&from, snapshot)),
             };
             if let Err(error) = replayed {
                 tracing::error!("cannot finish {intent:?}: {}", one_line(&error));
@@ -101,7 +105,9 @@ impl Engine {
                     Intent::Attach { mount, .. } | Intent::Detach { mount, .. } => {
                         self.unsettle_left(std::slice::from_ref(&mount.source))?;
                     }
-                    Intent::CreateImage { .. } | Intent::UpdateImage { .. } => {}
+                    Intent::CreateImage { .. }
+                    | Intent::UpdateImage { .. }
+                    | Intent::CloneVolume { .. } => {}
                 }
                 continue;
             }

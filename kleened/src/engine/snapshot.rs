@@ -382,7 +382,7 @@ fn listed_paths(volumes: &BTreeSet<VolumeName>, name: &str) -> String {
 }
 
 /// The error of a storage call on a snapshot.
-fn failed(
+pub(super) fn failed(
     verb: &'static str,
     volume: &VolumeName,
     name: &str,

@@ -15,7 +15,7 @@ use super::record::VolumeRecord;
 use super::{Engine, log_failure, profile};
 use crate::error::{Difference, Error, Kind, Result};
 use crate::ident;
-use crate::storage::{self, Area, DatasetPath, Usage};
+use crate::storage::{self, Area, DatasetPath, DatasetSpec, Usage};
 
 impl Engine {
     /// The volumes that the filter lets through, newest first.
@@ -106,69 +106,111 @@ impl Engine {
                 snapshots => snapshots?,
             },
         };
-        Ok(VolumeInspect { volume, mountpoints, snapshots })
+        let clones = self.catalogue().clones_of(&volume.name);
+        Ok(VolumeInspect { volume, mountpoints, snapshots, clones })
     }
 
-    /// There is a volume of that name. Where there was one with the same parameters, as far as they
-    /// are given, nothing changed: a repeat is safe.
+    /// There is a volume of that name, empty or as another is or was. Where there was one with the same
+    /// parameters, as far as they are given, nothing changed: a repeat is safe.
     ///
     /// # Errors
     ///
-    /// [`Error::Conflict`] where there was one that differs; a parameter that is not allowed, or that
+    /// [`Error::NotFound`] for what it is to begin as; [`Error::Conflict`] where there was one that differs; a parameter that is not allowed, or that
     /// this storage driver has not; the storage.
     pub fn create_volume(
         self: &Arc<Self>,
         project: &ProjectName,
         config: VolumeConfig,
     ) -> Result<Pending<String>> {
-        check(&config)?;
         let name = match &config.name {
             Some(name) => project.volume(name.as_str())?,
             None => project.volume(ident::new().as_str())?,
         };
+        let from = config.from.as_ref().map(|from| project.volume(from.as_str())).transpose()?;
+        self.create_volume_from(name, from, config)
+    }
+
+    /// As [`create_volume`](Self::create_volume), with the names resolved.
+    pub(super) fn create_volume_from(
+        self: &Arc<Self>,
+        name: VolumeName,
+        from: Option<VolumeName>,
+        config: VolumeConfig,
+    ) -> Result<Pending<String>> {
+        check(&config)?;
         let subject = name.to_string();
-        let wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
-        Ok(self.begin(format!("create volume {name}"), &subject, wanted, move |engine, _| {
-            let known = engine.catalogue().contains_volume(name.as_str()).is_ok();
-            if known {
-                // Its dataset may be gone.
-                engine.notice(&name)?;
-                same(&name, engine.catalogue().volume(name.as_str())?, &config)?;
-                return Ok(name.to_string());
-            }
-            let record = VolumeRecord {
-                labels: config.labels.unwrap_or_default(),
-                owner: config.owner,
-                mode: config.mode,
-                size: config.size,
-                reserve: config.reserve,
-                profile: config.profile,
-                properties: config.properties.unwrap_or_default(),
-                access: config.access.unwrap_or_default(),
-                ..VolumeRecord::new(Timestamp::now())
+        let mut wanted = vec![(Key::Volume(name.to_string()), Access::Exclusive)];
+        if let Some(from) = &from {
+            let refused = match (*from == name, from.project() == name.project()) {
+                (true, _) => Some("it can't begin as itself"),
+                (_, false) => Some("source and new volume must be in the same project"),
+                _ => None,
             };
-            engine.make_volume(&name, record)?;
-            Ok(name.to_string())
-        }))
+            if let Some(reason) = refused {
+                return Err(Error::Invalid(format!(
+                    "cannot make volume {name} of {from}: {reason}"
+                )));
+            }
+            wanted.push((Key::Volume(from.to_string()), Access::Shared));
+        }
+        Ok(self.begin(
+            format!("create volume {name}"),
+            &subject,
+            wanted,
+            move |engine, progress| {
+                let known = engine.catalogue().contains_volume(name.as_str()).is_ok();
+                if known {
+                    // Its dataset may be gone.
+                    engine.notice(&name)?;
+                    let origin = wanted_origin(from.as_ref(), &config);
+                    same(&name, engine.catalogue().volume(name.as_str())?, &config, origin)?;
+                    return Ok(name.to_string());
+                }
+                if let Some(from) = &from {
+                    engine.catalogue().contains_volume(from.as_str())?;
+                    engine.clone_volume(&name, from, &config, progress)?;
+                    return Ok(name.to_string());
+                }
+                let record = VolumeRecord {
+                    labels: config.labels.unwrap_or_default(),
+                    owner: config.owner,
+                    mode: config.mode,
+                    size: config.size,
+                    reserve: config.reserve,
+                    profile: config.profile,
+                    properties: config.properties.unwrap_or_default(),
+                    access: config.access.unwrap_or_default(),
+                    ..VolumeRecord::new(Timestamp::now())
+                };
+                engine.make_volume(&name, record)?;
+                Ok(name.to_string())
+            },
+        ))
     }
 
     /// There is an empty volume with that record. The caller holds its lock and knows of none.
     pub(super) fn make_volume(&self, name: &VolumeName, record: VolumeRecord) -> Result<()> {
         let (path, spec) = (DatasetPath::volume(name), record.spec());
         if let Err(error) = self.storage.create(&path, &spec) {
-            // It may be there all the same; but what somebody else made there stays.
-            let taken_back = match self.storage.get(&path) {
-                Ok(Some(there)) if there.record.as_ref() == Some(&spec.record) => {
-                    self.storage.destroy(&path).map(drop)
-                }
-                there => there.map(drop),
-            };
-            log_failure(format_args!("take back {path}"), taken_back);
-            log_failure(format_args!("look at {path}"), self.notice(name));
+            self.take_back_volume(name, &spec);
             return Err(Error::storage("create volume", name)(error));
         }
         self.catalogue().volumes.insert(name.to_string(), record.into());
         Ok(())
+    }
+
+    /// There is no volume with that spec: the call that was to make it failed, and may have made it all the
+    /// same. What somebody else made there stays.
+    pub(super) fn take_back_volume(&self, name: &VolumeName, spec: &DatasetSpec) {
+        let path = DatasetPath::volume(name);
+        let taken_back = match self.storage.get(&path) {
+            Ok(Some(there)) if there.record.as_ref() == Some(&spec.record) => {
+                self.storage.destroy(&path).map(drop)
+            }
+            there => there.map(drop),
+        };
+        log_failure(format_args!("take back {path}"), taken_back);
+        log_failure(format_args!("look at {path}"), self.notice(name));
     }
 
     /// There is the volume that a mount names; made for that container where there was none.
@@ -266,7 +308,12 @@ impl Engine {
 }
 
 /// That a volume which exists is what was asked for.
-fn same(name: &VolumeName, entry: &VolumeEntry, config: &VolumeConfig) -> Result<()> {
+fn same(
+    name: &VolumeName,
+    entry: &VolumeEntry,
+    config: &VolumeConfig,
+    origin: Option<String>,
+) -> Result<()> {
     let record = &entry.record;
     if let Some(fault) = &entry.fault {
         return Err(Error::Invalid(format!("volume {name} exists and cannot be used: {fault}")));
@@ -286,6 +333,7 @@ fn same(name: &VolumeName, entry: &VolumeEntry, config: &VolumeConfig) -> Result
         ("reserve", text(&record.reserve), text(&config.reserve)),
         ("profile", text(&record.profile), text(&config.profile)),
         ("access", Some(record.access.to_string()), text(&config.access)),
+        ("origin", text(&record.origin), origin),
     ];
     let fields = fields.into_iter().filter_map(|(field, present, wanted)| {
         let wanted = wanted.filter(|wanted| Some(wanted) != present.as_ref())?;
@@ -302,8 +350,21 @@ fn text<T: ToString>(value: &Option<T>) -> Option<String> {
     value.as_ref().map(ToString::to_string)
 }
 
+/// What the volume is to begin as, as [`Origin`](kleened_api::volume::Origin) is written.
+fn wanted_origin(from: Option<&VolumeName>, config: &VolumeConfig) -> Option<String> {
+    let from = from?;
+    Some(match &config.from_snapshot {
+        Some(snapshot) => kleened_api::snapshot::path(from.as_str(), snapshot),
+        None => from.to_string(),
+    })
+}
+
 /// That what is asked for can be a volume.
 fn check(config: &VolumeConfig) -> Result<()> {
+    if config.from.is_none() && (config.from_snapshot.is_some() || config.independent.is_some()) {
+        let text = "a snapshot to begin as, or to be independent, needs the volume that it is of";
+        return Err(Error::Invalid(text.into()));
+    }
     for key in config.labels.iter().flat_map(BTreeMap::keys) {
         if key.is_empty() || key.contains(['=', ',']) || key.chars().any(char::is_control) {
             return Err(Error::Invalid(format!(

@@ -1,7 +1,9 @@
 //! Snapshots of volumes.
 
 use axum::response::Response;
-use kleened_api::snapshot::{SnapshotConfig, SnapshotFilter, SnapshotProtect, SnapshotRename};
+use kleened_api::snapshot::{
+    RestoreConfig, SnapshotConfig, SnapshotFilter, SnapshotProtect, SnapshotRename,
+};
 
 use super::Routes;
 use super::prefer::Call;
@@ -15,6 +17,7 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .on(Verb::SnapshotInspect, inspect)
         .on(Verb::SnapshotRename, rename)
         .on(Verb::SnapshotProtect, protect)
+        .on(Verb::SnapshotRestore, restore)
         .on(Verb::SnapshotRemove, remove)
 }
 
@@ -41,6 +44,10 @@ async fn protect(
     Sent(config): Sent<SnapshotProtect>,
 ) -> Response {
     call.changed(call.engine.protect_snapshot(&name, config)).await
+}
+
+async fn restore(call: Call, Scoped(name): Scoped, Sent(config): Sent<RestoreConfig>) -> Response {
+    call.changed(call.engine.restore_snapshot(&call.project, &name, config)).await
 }
 
 async fn remove(call: Call, Scoped(name): Scoped) -> Response {

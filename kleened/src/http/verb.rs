@@ -87,6 +87,7 @@ verbs! {
     SnapshotInspect   GET    routes::SNAPSHOT_INSPECT,   Read,   200, None;
     SnapshotRename    POST   routes::SNAPSHOT_RENAME,    Change, 200, None;
     SnapshotProtect   POST   routes::SNAPSHOT_PROTECT,   Change, 200, None;
+    SnapshotRestore   POST   routes::SNAPSHOT_RESTORE,   Change, 201, None;
     SnapshotRemove    DELETE routes::SNAPSHOT,           Change, 200, None;
     ContainerList     GET    routes::CONTAINER_LIST,     Read,   200, kleene(500, 500, 500);
     ContainerCreate   POST   routes::CONTAINER_CREATE,   Change, 201, kleene(404, 404, 500);
