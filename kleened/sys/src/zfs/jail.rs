@@ -17,7 +17,7 @@ impl Zfs {
     ///
     /// `zfs_jail()` in libzfs, `module/os/freebsd/spl/spl_zone.c`; `IP_ZFS_DATASET` in `usr.sbin/jail/command.c`.
     pub fn jail(&'static self, name: &str, jid: c_int) -> Result<(), Error> {
-        const VERB: &str = "give to a jail";
+        const VERB: &str = "jail";
         if self.properties(name, &["jailed"])?.number("jailed") != Some(1) {
             let error = Error::new(VERB, name, libc::EINVAL);
             return Err(error
