@@ -21,7 +21,10 @@ pub const KLEENE: &[(&str, &str)] = &[
 ];
 
 /// What our own client sends.
-pub const EXACT: &[(&str, &str)] = &[("Prefer", kleened_api::routes::PREFER_EXACT)];
+pub const ASYNC: &[(&str, &str)] = &[("Prefer", kleened_api::routes::PREFER_EXACT)];
+
+/// The same, but that it waits for what takes long, as it may anywhere on a busy machine.
+pub const EXACT: &[(&str, &str)] = &[("Prefer", "exact-status")];
 
 /// An answer.
 #[derive(Debug)]
@@ -145,7 +148,7 @@ pub fn kleene(daemon: &Daemon, line: &str, body: Value) -> (u16, Value) {
     (answer.status, plain(answer.json()))
 }
 
-/// As our own client.
+/// As our own client, which waits.
 #[track_caller]
 pub fn exact(daemon: &Daemon, line: &str, body: Value) -> (u16, Value) {
     let answer = call(daemon, line, EXACT, &body);
