@@ -175,7 +175,7 @@ impl Worker<'_> {
                 Cloned::Never => (),
             }
         }
-        if attributes.allocated >= size {
+        if attributes.allocated >= size || is_one_block(attributes) {
             self.data(place, from, to, 0..size)?;
             return Ok(());
         }
@@ -231,6 +231,16 @@ impl Worker<'_> {
             progress.files.fetch_add(1, Ordering::Relaxed);
         }
     }
+}
+
+/// Whether the file is one block, which is there: no part of it is a hole. Compressed, it may be smaller
+/// than the file; ZFS counts one unit more than it takes.
+fn is_one_block(attributes: &Attributes) -> bool {
+    const UNIT: u64 = 512;
+    /// More may be the size of a request to a server.
+    const LARGEST: u64 = 128 * 1024;
+    let Attributes { size, block, allocated, .. } = *attributes;
+    block <= LARGEST && size.next_multiple_of(UNIT) == block && allocated > UNIT
 }
 
 /// The mode to make something with; the other bits are set when it has its owner.

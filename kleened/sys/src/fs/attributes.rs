@@ -26,6 +26,8 @@ pub struct Attributes {
     pub size: u64,
     /// The bytes that are allocated for it.
     pub allocated: u64,
+    /// The bytes of a block. ZFS gives a small file one block of its own size, in steps of 512 bytes.
+    pub block: u64,
     /// The file system's device, and the number in it: the same for all names of one file.
     pub id: (u64, u64),
     /// The device that a device node stands for.
@@ -72,6 +74,7 @@ fn look(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Attribut
         links: found.stx_nlink.into(),
         size: found.stx_size,
         allocated: found.stx_blocks.saturating_mul(512),
+        block: found.stx_blksize.into(),
         id: (rustix::fs::makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino),
         node: rustix::fs::makedev(found.stx_rdev_major, found.stx_rdev_minor),
         times: Timestamps {
@@ -95,6 +98,7 @@ fn look(dir: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> io::Result<Attribut
         links: found.st_nlink,
         size: u64::try_from(found.st_size).unwrap_or_default(),
         allocated: u64::try_from(found.st_blocks).unwrap_or_default().saturating_mul(512),
+        block: u64::try_from(found.st_blksize).unwrap_or_default(),
         id: (found.st_dev, found.st_ino),
         node: found.st_rdev,
         times: Timestamps {
