@@ -20,14 +20,26 @@ const TOPICS: &[(&str, fn())] = &[
     #[cfg(target_os = "linux")]
     ("daemon", daemon::run),
     #[cfg(target_os = "linux")]
-    ("zfs", zfs::run),
+    ("zfs-one", || zfs::run(zfs::one)),
+    #[cfg(target_os = "linux")]
+    ("zfs-many", || zfs::run(zfs::many)),
+    #[cfg(target_os = "linux")]
+    ("zfs-copy", || zfs::run(zfs::first_use)),
+    #[cfg(target_os = "linux")]
+    ("zfs-list", || zfs::run(zfs::listed)),
 ];
+
+/// Whether that may follow the name of a group of topics, as `zfs`.
+fn is_rest(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with('-')
+}
 
 fn main() {
     // Cargo adds `--bench`.
     let wanted: Vec<_> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     for (name, run) in TOPICS {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
+        let of = |group: &String| name.strip_prefix(group.as_str()).is_some_and(is_rest);
+        if wanted.is_empty() || wanted.iter().any(of) {
             run();
         }
     }

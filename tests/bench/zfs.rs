@@ -27,15 +27,11 @@ fn to_list() -> usize {
     wanted.unwrap_or(LISTED)
 }
 
-pub(crate) fn run() {
-    let Some(pool) = pool() else {
-        println!("zfs: not here, there is no pool; tests/vm/bench has one");
-        return;
-    };
-    one(&pool);
-    many(&pool);
-    first_use(&pool);
-    listed();
+pub(crate) fn run(topic: fn(&str)) {
+    match pool() {
+        Some(pool) => topic(&pool),
+        None => println!("zfs: not here, there is no pool; tests/vm/bench has one"),
+    }
 }
 
 /// What `zfs create` is given, so that both sides' datasets are mounted in memory's file system.
@@ -45,7 +41,7 @@ fn create(name: &str) -> Command {
     command
 }
 
-fn one(pool: &str) {
+pub(crate) fn one(pool: &str) {
     let daemon = Daemon::start();
     let parent = format!("{pool}/one");
     must(&mut create(&parent));
@@ -105,7 +101,7 @@ fn make(daemon: &Daemon, prefix: &str, volumes: usize, clients: usize) {
     });
 }
 
-fn many(pool: &str) {
+pub(crate) fn many(pool: &str) {
     let daemon = Daemon::start();
     let volumes = to_list() / 10;
     let parent = format!("{pool}/many");
@@ -160,7 +156,7 @@ fn allocated(pool: &str) -> i64 {
     String::from_utf8_lossy(&output.stdout).trim().parse().unwrap()
 }
 
-fn first_use(pool: &str) {
+pub(crate) fn first_use(pool: &str) {
     let daemon = Daemon::with_image();
     let mut import = daemon.client();
     import.args(["image", "import", "-", "large"]);
@@ -226,7 +222,7 @@ fn first_use(pool: &str) {
     zfs(&["destroy", "-r", &parent]);
 }
 
-fn listed() {
+pub(crate) fn listed(_: &str) {
     let wanted = to_list();
     let mut daemon = Daemon::start();
     make(&daemon, "v", wanted, CLIENTS);
