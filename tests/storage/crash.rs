@@ -32,6 +32,10 @@ fn spec(record: &str) -> DatasetSpec {
     DatasetSpec { record: record.to_owned(), ..DatasetSpec::default() }
 }
 
+fn draft() -> DatasetPath {
+    DatasetPath::scratch(&"0123456789ab".parse().unwrap())
+}
+
 fn write(driver: &dyn Driver, path: &DatasetPath, text: &str) -> Result<()> {
     fs::write(driver.mountpoint(path).join("file"), text).unwrap();
     Ok(())
@@ -74,6 +78,9 @@ const STEPS: &[Step] = &[
     |d| d.rollback(&volume("a").snapshot("t")),
     |d| d.destroy_snapshot(&volume("a").snapshot("t")).map(drop),
     |d| d.rename(&volume("a"), &volume("web:c")),
+    |d| d.create(&draft(), &spec("draft")),
+    |d| d.rename(&draft(), &volume("web:named")),
+    |d| d.destroy(&volume("web:named")).map(drop),
     |d| d.destroy(&volume("web:c")).map(drop),
     |d| d.destroy(&volume("clone")).map(drop),
     |d| d.destroy(&volume("copy")).map(drop),

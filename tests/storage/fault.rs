@@ -33,6 +33,7 @@ fn scenario(driver: &dyn Driver) {
     let streams = driver.streams().unwrap();
     try_twice(|| driver.create(&a, &spec("one")));
     fs::write(driver.mountpoint(&a).join("file"), "1").unwrap();
+    try_twice(|| driver.flush(&a));
     try_twice(|| driver.set(&a, "two"));
     try_twice(|| driver.snapshot(&[a.snapshot("s")], ""));
     try_twice(|| driver.clone_from(&a.snapshot("s"), &b, &spec("clone")));
@@ -104,7 +105,7 @@ fn every_call_can_fail() {
         };
         let Some(calls) = run(None) else { continue };
         // All methods that can fail are in it.
-        assert_eq!(calls.len(), 22, "{calls:?}");
+        assert_eq!(calls.len(), 23, "{calls:?}");
         for number in 1..=calls["*"] {
             for (when, what) in [("before", "error"), ("after", "full")] {
                 let plan: Plan = format!("*:{number}:{when}:{what}").parse().unwrap();

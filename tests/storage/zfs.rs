@@ -155,15 +155,16 @@ fn names_at_the_limit() {
 #[test]
 fn what_is_open_is_busy() {
     let Some(mut f) = fixture() else { return };
-    let path = volume("v");
-    f.make(&path);
-    f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
-    let open = fs::File::open(f.file(&path)).unwrap();
-    for error in [f.driver.destroy(&path).map(drop), f.driver.rename(&path, &volume("w"))] {
-        assert!(matches!(error, Err(Error::Busy(_))), "{error:?}");
+    for path in [volume("v"), DatasetPath::scratch(&"0123456789ab".parse().unwrap())] {
+        f.make(&path);
+        f.driver.snapshot(&[path.snapshot("s")], "").unwrap();
+        let open = fs::File::open(f.file(&path)).unwrap();
+        for error in [f.driver.destroy(&path).map(drop), f.driver.rename(&path, &volume("w"))] {
+            assert!(matches!(error, Err(Error::Busy(_))), "{error:?}");
+        }
+        assert_eq!((f.read(&path), f.snapshots(&path).len()), (path.to_string(), 1));
+        drop(open);
     }
-    assert_eq!((f.read(&path), f.snapshots(&path).len()), (path.to_string(), 1));
-    drop(open);
     f.nothing_is_left_over();
 }
 

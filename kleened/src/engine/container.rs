@@ -263,9 +263,15 @@ impl Engine {
         let path = self.storage.mountpoint(&scratch);
         let root = File::open(&path).map_err(Error::io("create container", &record.name))?;
         for mount in record.mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
-            self.ensure_volume(&mount.source.parse()?, id)?;
+            let (image, root) = (&record.image_id, root.as_fd());
+            let whole = self.make_filled(id, image, root, mount, progress)?;
+            if !whole {
+                self.ensure_volume(&mount.source.parse()?, id)?;
+            }
             self.catalogue().admits(&mount.source, id, &record.mounts, false)?;
-            self.populate(id, &record.image_id, root.as_fd(), mount, progress)?;
+            if !whole {
+                self.populate(id, image, root, mount, progress)?;
+            }
         }
         drop(root);
         self.platform

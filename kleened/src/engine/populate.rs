@@ -21,6 +21,71 @@ use crate::ident;
 use crate::storage::{self, DatasetPath, DatasetSpec};
 
 impl Engine {
+    /// There is the volume that a mount names and that was not there, made for that container: whole, with
+    /// what the image has at the mount's destination. False where there is one, or nothing to fill it with;
+    /// then nothing changed. The caller, who makes the container, holds the volume's lock.
+    pub(super) fn make_filled(
+        &self,
+        container: &Id,
+        image: &Id,
+        root: BorrowedFd<'_>,
+        mount: &MountPointConfig,
+        progress: &Progress,
+    ) -> Result<bool> {
+        let name: VolumeName = mount.source.parse()?;
+        let known = self.catalogue().contains_volume(name.as_str()).is_ok();
+        if known || mount.nocopy || mount.subpath.is_some() {
+            return Ok(false);
+        }
+        let path = &mount.destination;
+        let fail = || Error::io::<io::Error>("fill volume", format!("{name} from {path}"));
+        let source = match directory(root, path).map_err(fail())? {
+            Some(source) if !is_empty(source.as_fd()).map_err(fail())? => source,
+            _ => return Ok(false),
+        };
+        let record = VolumeRecord {
+            made_for: Some(container.clone()),
+            populated: Some(populated(image, path)),
+            ..VolumeRecord::new(Timestamp::now())
+        };
+        let draft = DatasetPath::scratch(&ident::new());
+        let made = self.make_copy(&draft, &name, source.as_fd(), path, &record, progress);
+        let made = made.and_then(|()| {
+            let named = self.storage.rename(&draft, &DatasetPath::volume(&name));
+            named.map_err(Error::storage("create volume", &name))
+        });
+        if let Err(error) = made {
+            // Where it has its name all the same, it goes with the container that it was made for.
+            log_failure(format_args!("remove {draft}"), self.storage.destroy(&draft));
+            return Err(error);
+        }
+        self.catalogue().volumes.insert(name.to_string(), record.into());
+        Ok(true)
+    }
+
+    /// There is a dataset with that volume's record and a copy of the directory.
+    fn make_copy(
+        &self,
+        draft: &DatasetPath,
+        name: &VolumeName,
+        source: BorrowedFd<'_>,
+        path: &str,
+        record: &VolumeRecord,
+        progress: &Progress,
+    ) -> Result<()> {
+        let fail = || Error::storage("fill volume", name);
+        // The content brings an owner and a mode.
+        let spec = DatasetSpec { owner: None, mode: None, ..record.spec() };
+        self.storage.create(draft, &spec).map_err(fail())?;
+        let target = self.open_root(draft).map_err(fail())?;
+        copy::tree(source, target.as_fd(), &self.copying(progress))
+            .map_err(Error::io("fill volume", name))?;
+        let io = || Error::io::<io::Error>("fill volume", format!("{name} from {path}"));
+        override_root(&target, record).map_err(io())?;
+        // It must not be on record as filled before it is on the disk.
+        self.storage.flush(draft).map_err(fail())
+    }
+
     /// The volume has what the image has at the mount's destination: all of it, or, where it was
     /// filled before, is not empty, or is mounted somewhere, what it had; also where somebody writes
     /// into it while it is filled. The directory's own owner and mode come along unless the volume was
@@ -84,22 +149,8 @@ impl Engine {
         let fail = || Error::storage("fill volume", name);
         let (fresh_id, old_id) = (ident::new(), ident::new());
         let (fresh, old) = (DatasetPath::scratch(&fresh_id), DatasetPath::scratch(&old_id));
-        record.populated = Some(Populated {
-            image_id: image.to_string(),
-            path: path.to_owned(),
-            at: Timestamp::now(),
-        });
-        // The content brings an owner and a mode.
-        let spec = DatasetSpec { owner: None, mode: None, ..record.spec() };
-        let copied = self.storage.create(&fresh, &spec).map_err(fail()).and_then(|()| {
-            let io = || Error::io::<io::Error>("fill volume", format!("{name} from {path}"));
-            let target = self.open_root(&fresh).map_err(fail())?;
-            copy::tree(source, target.as_fd(), &self.copying(progress))
-                .map_err(Error::io("fill volume", name))?;
-            override_root(&target, &record).map_err(io())?;
-            // It must not be on record as filled before it is on the disk.
-            fs::sync_file_system(&target).map_err(io())
-        });
+        record.populated = Some(populated(image, path));
+        let copied = self.make_copy(&fresh, name, source, path, &record, progress);
         let intent =
             Intent::Populate { volume: name.to_string(), fresh: fresh_id.clone(), old: old_id };
         let journal = || Error::io::<io::Error>("write the journal for", name);
@@ -132,7 +183,7 @@ impl Engine {
         log_failure(format_args!("write the journal for {volume}"), entry.done());
         // What counts is what is there now.
         let now = self.storage.get(&volume).map_err(fail())?.and_then(|dataset| dataset.record);
-        if now.as_ref() != Some(&spec.record) {
+        if now.as_ref() != Some(&record.spec().record) {
             swapped.map_err(fail())?;
             tracing::warn!(
                 "volume {name} was written to while it was filled: it keeps what it has"
@@ -241,6 +292,11 @@ impl Engine {
             entry.initializing = initializing;
         }
     }
+}
+
+/// That a volume is being filled.
+fn populated(image: &Id, path: &str) -> Populated {
+    Populated { image_id: image.to_string(), path: path.to_owned(), at: Timestamp::now() }
 }
 
 /// The directory at `path` inside `root`; `None` where there is none.

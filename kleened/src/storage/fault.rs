@@ -62,6 +62,7 @@ const METHODS: &[&str] = &[
     "list",
     "names",
     "mount",
+    "flush",
     "set",
     "destroy",
     "rename",
@@ -289,6 +290,10 @@ impl Driver for Fault {
 
     fn mount(&self, path: &DatasetPath) -> Result<()> {
         self.call("mount", || self.inner.mount(path))
+    }
+
+    fn flush(&self, path: &DatasetPath) -> Result<()> {
+        self.call("flush", || self.inner.flush(path))
     }
 
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {

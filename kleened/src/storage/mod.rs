@@ -434,6 +434,14 @@ pub trait Driver: Snapshots + Send + Sync + fmt::Debug {
     /// [`Error::NotFound`]; [`Error::Busy`] where something else is mounted there.
     fn mount(&self, path: &DatasetPath) -> Result<()>;
 
+    /// What was written to the dataset before is on the disk before any change of a dataset that follows,
+    /// a renaming for example. A repeat is safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]; [`Error::Io`].
+    fn flush(&self, path: &DatasetPath) -> Result<()>;
+
     /// The dataset has this record in place of the one before. A reader sees either, never a part.
     ///
     /// # Errors

@@ -218,6 +218,12 @@ impl Driver for Dir {
         self.store.settle(path, &home.id, data.map(drop).map_err(failed))
     }
 
+    fn flush(&self, path: &DatasetPath) -> Result<()> {
+        let home = self.store.home(path)?;
+        let synced = sync_file_system(&home.fd);
+        synced.map_err(|error| Error::io("write", path, error))
+    }
+
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
         let home = self.store.home(path)?;
         let failed = |error: io::Error| match error.kind() {

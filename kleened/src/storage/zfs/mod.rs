@@ -419,6 +419,12 @@ impl Driver for Zfs {
         self.mount_at_home(path)
     }
 
+    fn flush(&self, _: &DatasetPath) -> Result<()> {
+        // Within a pool, what was changed first is on the disk first. Anything else would write it to the log
+        // of intents, too.
+        Ok(())
+    }
+
     fn set(&self, path: &DatasetPath, record: &str) -> Result<()> {
         let _held = self.locks.hold(&[path]);
         self.ours(path)?;
@@ -461,14 +467,23 @@ impl Driver for Zfs {
             return Err(Error::Exists(to.to_string()));
         }
         self.make_project(to.folder())?;
-        self.unmount(from)?;
-        point();
+        // To unmount writes what is not on the disk yet to the log of intents, and waits. A renaming waits for
+        // the same, so that nothing is left to write after it; but what may be in use is asked first.
+        let asks = from.area() != Area::Scratch;
+        if asks {
+            self.unmount(from)?;
+            point();
+        }
         if let Err(error) = self.zfs.rename(&old, &new) {
             self.mount_again(from);
             return Err(self.failed("rename", to, error));
         }
         point();
-        if let Err(error) = self.mount_at_home(to) {
+        let moved = if asks { Ok(()) } else { self.unmount_from(&new, from) };
+        if let Err(error) = moved.and_then(|()| {
+            point();
+            self.mount_at_home(to)
+        }) {
             match self.zfs.rename(&new, &old) {
                 Ok(()) => self.mount_again(from),
                 Err(error) => tracing::warn!(%to, %error, "cannot take back a renaming"),

@@ -128,6 +128,7 @@ impl Zfs {
         let mounted = sys::mounted().map_err(|error| Error::io("read", "the mounts", error))?;
         let mounted: HashSet<(String, PathBuf)> =
             mounted.into_iter().map(|mount| (mount.dataset, mount.at)).collect();
+        self.unmount_renamed(&mounted);
         for area in Area::ALL {
             let paths = self.children(area)?;
             let (drafts, paths): (Vec<_>, Vec<_>) = paths
@@ -154,6 +155,22 @@ impl Zfs {
             }
         }
         Ok(())
+    }
+
+    /// What was renamed before it was unmounted, when the daemon was killed, is in the place of its old name.
+    fn unmount_renamed(&self, mounted: &HashSet<(String, PathBuf)>) {
+        let scratch = self.area_directory(Area::Scratch);
+        for (dataset, at) in mounted.iter().filter(|(_, at)| at.parent() == Some(&scratch)) {
+            let ours = dataset.strip_prefix(&self.root).and_then(|rest| rest.strip_prefix('/'));
+            let Some(path) = ours.and_then(|path| path.parse::<DatasetPath>().ok()) else {
+                continue;
+            };
+            if self.mountpoint(&path) != *at
+                && let Err(error) = sys::unmount(at, false)
+            {
+                tracing::warn!(%path, %error, "cannot unmount it from {}", at.display());
+            }
+        }
     }
 
     /// What a crash left of datasets that went. Only empty directories go.
@@ -224,7 +241,12 @@ impl Zfs {
 
     /// The dataset is not mounted where it belongs.
     pub(super) fn unmount(&self, path: &DatasetPath) -> Result<()> {
-        let (name, target) = (self.name(path)?, self.mountpoint(path));
+        self.unmount_from(&self.name(path)?, path)
+    }
+
+    /// The dataset of that full name is not mounted where the one with that path belongs.
+    pub(super) fn unmount_from(&self, name: &str, path: &DatasetPath) -> Result<()> {
+        let target = self.mountpoint(path);
         let failed = |error: io::Error| match error.kind() {
             io::ErrorKind::ResourceBusy => Error::Busy(path.to_string()),
             _ => Error::io("unmount", path, error),
