@@ -65,7 +65,7 @@ fn scenario(driver: &dyn Driver) {
     try_twice(|| driver.get(&c).map(drop));
     try_twice(|| driver.list(Area::Volumes).map(drop));
     try_twice(|| driver.names(Area::Volumes).map(drop));
-    try_twice(|| driver.usages(Area::Volumes).map(drop));
+    try_twice(|| driver.usages(std::slice::from_ref(&c)).map(drop));
     try_twice(|| driver.mount(&c));
 }
 

@@ -506,11 +506,13 @@ fn what_is_measured_again_is_what_there_is() {
     let measured = || {
         loop {
             let before = own(f.driver.usage(&path).unwrap());
-            let all = f.driver.usages(Area::Volumes).unwrap();
+            let all = f.driver.usages(std::slice::from_ref(&path)).unwrap();
             // Nothing was written to it between them.
             if own(f.driver.usage(&path).unwrap()) == before {
-                assert_eq!(all.len(), 1);
-                assert_eq!((&all[0].0, own(all[0].1)), (&path, before));
+                assert_eq!(
+                    all.into_iter().map(|usage| usage.map(own)).collect::<Vec<_>>(),
+                    [Some(before)]
+                );
                 return before;
             }
         }
@@ -533,11 +535,13 @@ fn what_is_measured_again_is_what_there_is() {
     assert!((0..100).any(|_| freed()));
     zfs(&["destroy", &format!("{name}@s")]);
     assert_eq!(measured().snapshots, 0);
-    f.make(&volume("w"));
-    assert_eq!(f.driver.usages(Area::Volumes).unwrap().len(), 2);
-    for name in ["v", "w"] {
-        f.driver.destroy(&volume(name)).unwrap();
-    }
-    assert!(f.driver.usages(Area::Volumes).unwrap().is_empty());
+    let both = [path, volume("w")];
+    let there = || f.driver.usages(&both).unwrap().iter().map(Option::is_some).collect::<Vec<_>>();
+    assert_eq!(there(), [true, false]);
+    f.driver.create(&volume("w"), &spec("")).unwrap();
+    assert_eq!(there(), [true, true]);
+    f.driver.destroy(&both[0]).unwrap();
+    assert_eq!(there(), [false, true]);
+    f.driver.destroy(&both[1]).unwrap();
     f.nothing_is_left_over();
 }

@@ -1,6 +1,6 @@
 //! The verbs of volumes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kleened_api::volume::{
@@ -15,7 +15,7 @@ use super::record::VolumeRecord;
 use super::{Engine, log_failure, profile};
 use crate::error::{Difference, Error, Kind, Result};
 use crate::ident;
-use crate::storage::{self, Area, DatasetPath, DatasetSpec, Usage};
+use crate::storage::{self, DatasetPath, DatasetSpec, Usage};
 
 impl Engine {
     /// The volumes that the filter lets through, newest first.
@@ -33,13 +33,12 @@ impl Engine {
         if !filter.size || volumes.is_empty() {
             return Ok(volumes);
         }
-        let measure = |engine: &Self| engine.storage.usages(Area::Volumes);
-        let usages = self.look(measure).await?.map_err(Error::storage("measure", "volumes"))?;
-        let usages: HashMap<String, VolumeUsage> =
-            usages.iter().map(|(path, usage)| (self.storage.dataset(path), show(usage))).collect();
-        for volume in &mut volumes {
-            // None of one that came or went meanwhile.
-            volume.usage = usages.get(&volume.dataset).copied();
+        let path = |volume: &Volume| Ok(DatasetPath::volume(&volume.project.volume(&volume.name)?));
+        let paths: Vec<DatasetPath> = volumes.iter().map(path).collect::<Result<_>>()?;
+        let measured = self.look(move |engine| engine.storage.usages(&paths)).await?;
+        let usages = measured.map_err(Error::storage("measure", "volumes"))?;
+        for (volume, usage) in volumes.iter_mut().zip(&usages) {
+            volume.usage = usage.as_ref().map(show);
         }
         Ok(volumes)
     }

@@ -312,8 +312,8 @@ impl Driver for Fault {
         self.call("usage", || self.inner.usage(path))
     }
 
-    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
-        self.call("usages", || self.inner.usages(area))
+    fn usages(&self, paths: &[DatasetPath]) -> Result<Vec<Option<Usage>>> {
+        self.call("usages", || self.inner.usages(paths))
     }
 
     fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>> {

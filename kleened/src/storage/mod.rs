@@ -472,8 +472,8 @@ pub trait Driver: Snapshots + Send + Sync + fmt::Debug {
     /// [`Error::NotFound`].
     fn usage(&self, path: &DatasetPath) -> Result<Usage>;
 
-    /// How much space each dataset of an area takes, by name.
-    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>>;
+    /// How much space each of these takes, in their order; `None` for what is no dataset.
+    fn usages(&self, paths: &[DatasetPath]) -> Result<Vec<Option<Usage>>>;
 
     /// What of the spec's size, reserve and properties the dataset no longer has as they say there, by
     /// the driver's names, with what it has instead: others changed it.

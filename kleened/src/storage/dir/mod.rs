@@ -263,17 +263,14 @@ impl Driver for Dir {
         self.store.settle(path, &id, measure(path, fd.as_fd()))
     }
 
-    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
-        let mut usages = Vec::new();
-        for path in self.names(area)? {
-            match self.usage(&path) {
-                Ok(usage) => usages.push((path, usage)),
-                // Destroyed meanwhile, or never a dataset.
-                Err(Error::NotFound(_) | Error::Unsupported(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(usages)
+    fn usages(&self, paths: &[DatasetPath]) -> Result<Vec<Option<Usage>>> {
+        let measure = |path| match self.usage(path) {
+            Ok(usage) => Ok(Some(usage)),
+            // Destroyed meanwhile, or never a dataset.
+            Err(Error::NotFound(_) | Error::Unsupported(_)) => Ok(None),
+            Err(error) => Err(error),
+        };
+        paths.iter().map(measure).collect()
     }
 
     fn changed(&self, _: &DatasetPath, _: &DatasetSpec) -> Result<BTreeMap<String, String>> {

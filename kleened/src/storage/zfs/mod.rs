@@ -499,8 +499,8 @@ impl Driver for Zfs {
         self.measure(path)
     }
 
-    fn usages(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
-        self.measure_all(area)
+    fn usages(&self, paths: &[DatasetPath]) -> Result<Vec<Option<Usage>>> {
+        self.measure_all(paths)
     }
 
     fn changed(&self, path: &DatasetPath, spec: &DatasetSpec) -> Result<BTreeMap<String, String>> {

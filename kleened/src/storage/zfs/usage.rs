@@ -1,14 +1,15 @@
 //! How much space datasets take: properties, one call of the kernel for each dataset.
 //!
 //! `statfs(2)` of a mounted dataset costs a fiftieth of that, but Linux's ZFS rounds there to the dataset's
-//! recordsize, and it says nothing of snapshots and compression on any host. So what was read of an area is
-//! kept, and shown again where the pool has written nothing since.
+//! recordsize, and it says nothing of snapshots and compression on any host. So what was read is kept, and
+//! shown again where the pool has written nothing since.
 
+use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use kleened_sys::zfs::{Groups, Mark, Properties, pool_of};
 
-use super::super::{Area, DatasetPath, Error, Result, Usage};
+use super::super::{DatasetPath, Error, Result, Usage};
 use super::Zfs;
 use super::line::LINE;
 use super::threads::on_threads;
@@ -17,12 +18,11 @@ use super::threads::on_threads;
 const MEASURES: &[&str] =
     &["used", "referenced", "available", "usedbysnapshots", "refquota", "compressratio", LINE];
 
-/// What the datasets of an area took when the pool had written all before the mark.
+/// What datasets took when the pool had written all before the mark; `None` where there were none.
 #[derive(Debug)]
 pub(super) struct Measured {
-    area: Area,
     mark: Mark,
-    usages: Vec<(DatasetPath, Usage)>,
+    usages: HashMap<DatasetPath, Option<Usage>>,
 }
 
 impl Zfs {
@@ -39,28 +39,24 @@ impl Zfs {
         Ok(usage)
     }
 
-    pub(super) fn measure_all(&self, area: Area) -> Result<Vec<(DatasetPath, Usage)>> {
+    pub(super) fn measure_all(&self, paths: &[DatasetPath]) -> Result<Vec<Option<Usage>>> {
         // Where it is not told, everything is read each time.
         let groups = Groups::of(pool_of(&self.root)).unwrap_or_default();
         let lock = || self.measured.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = &*lock()
-            && known.area == area
-            && groups.quiet_since(known.mark)
+        if let Some(known) = lock().as_ref().filter(|known| groups.quiet_since(known.mark))
+            && let Some(usages) = paths.iter().map(|path| known.usages.get(path).copied()).collect()
         {
-            return Ok(known.usages.clone());
+            return Ok(usages);
         }
-        let paths = self.children(area)?;
-        let all = on_threads(&paths, |path| self.measure(path));
-        let mut usages = Vec::with_capacity(paths.len());
-        for (path, usage) in paths.into_iter().zip(all) {
-            match usage {
-                Ok(usage) => usages.push((path, usage)),
-                // Destroyed meanwhile.
-                Err(Error::NotFound(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        *lock() = groups.settled().map(|mark| Measured { area, mark, usages: usages.clone() });
+        let measured = on_threads(paths, |path| match self.measure(path) {
+            Ok(usage) => Ok(Some(usage)),
+            // Destroyed meanwhile.
+            Err(Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
+        });
+        let usages: Vec<_> = measured.into_iter().collect::<Result<_>>()?;
+        let known = || paths.iter().cloned().zip(usages.iter().copied()).collect();
+        *lock() = groups.settled().map(|mark| Measured { mark, usages: known() });
         Ok(usages)
     }
 }
