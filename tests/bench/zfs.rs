@@ -52,6 +52,11 @@ pub(crate) fn one(pool: &str) {
         Side::new("zfs create", |round| {
             timed(|| must(Command::new("zfs").args(["create", &format!("{parent}/v{round}")])))
         }),
+        // A volume has its record there.
+        Side::new("…, with a user property", |round| {
+            let name = format!("{parent}/p{round}");
+            timed(|| must(Command::new("zfs").args(["create", "-o", "org.kleene:x=y", &name])))
+        }),
     ];
     race("one volume", 20, sides);
     zfs(&["destroy", "-r", &parent]);
@@ -89,14 +94,16 @@ fn bounds(pool: &str, call: impl FnOnce()) -> Duration {
 }
 
 /// That many volumes from so many clients.
-fn make(daemon: &Daemon, prefix: &str, volumes: usize, clients: usize) {
+fn make(daemon: &Daemon, prefix: &str, volumes: usize) {
+    at_once(volumes, |n| klee(daemon, &["volume", "create", &format!("{prefix}-{n}")]));
+}
+
+/// Calls it with each number from several threads.
+fn at_once(count: usize, call: impl Fn(usize) + Sync) {
     thread::scope(|scope| {
-        for client in 0..clients {
-            scope.spawn(move || {
-                for n in (client..volumes).step_by(clients) {
-                    klee(daemon, &["volume", "create", &format!("{prefix}-{n}")]);
-                }
-            });
+        for client in 0..CLIENTS {
+            let call = &call;
+            scope.spawn(move || (client..count).step_by(CLIENTS).for_each(call));
         }
     });
 }
@@ -106,20 +113,20 @@ pub(crate) fn many(pool: &str) {
     let volumes = to_list() / 10;
     let parent = format!("{pool}/many");
     must(&mut create(&parent));
+    let zfs_create = |name: String| must(Command::new("zfs").args(["create", &name]));
     // A round is long enough to need no other before it.
+    let volumes_in = |round: usize| if round > 0 { volumes } else { 0 };
     let sides = vec![
         Side::new("klee, 16 clients", |round| {
-            bounds(pool, || {
-                make(&daemon, &format!("v{round}"), volumes, if round > 0 { CLIENTS } else { 0 })
-            })
+            bounds(pool, || make(&daemon, &format!("v{round}"), volumes_in(round)))
         }),
         Side::new("a loop of zfs create", |round| {
-            let volumes = if round > 0 { volumes } else { 0 };
-            bounds(pool, || {
-                (0..volumes).for_each(|n| {
-                    must(Command::new("zfs").args(["create", &format!("{parent}/v{n}")]))
-                });
-            })
+            let create = |n| zfs_create(format!("{parent}/v{n}"));
+            bounds(pool, || (0..volumes_in(round)).for_each(create))
+        }),
+        Side::new("16 loops of zfs create", |round| {
+            let create = |n| zfs_create(format!("{parent}/w{n}"));
+            bounds(pool, || at_once(volumes_in(round), create))
         }),
     ];
     race(&format!("{volumes} volumes"), 1, sides);
@@ -194,7 +201,7 @@ pub(crate) fn first_use(pool: &str) {
             }
             created[round]
         };
-        let copied = |round: usize, options: &'static [&'static str]| {
+        let copied = |round: usize, options: &'static [&'static str], then_sync: bool| {
             let (target, source) = (format!("{parent}/{what}{round}"), format!("{parent}/source"));
             // As klee's: the clone of an image, of which nothing is known in memory.
             zfs(&["clone", &image, &source]);
@@ -202,6 +209,9 @@ pub(crate) fn first_use(pool: &str) {
                 must(Command::new("zfs").args(["create", &target]));
                 let content = format!("/tmp/{source}/{what}");
                 must(Command::new("cp").args(options).arg(content).arg(format!("/tmp/{target}/")));
+                if then_sync {
+                    must(Command::new("zpool").args(["sync", pool]));
+                }
             });
             zfs(&["destroy", &target]);
             zfs(&["destroy", &source]);
@@ -214,8 +224,10 @@ pub(crate) fn first_use(pool: &str) {
             }),
             Side::new("klee container create", |round| both(round).0),
             Side::new("the same with nocopy", |round| both(round).1),
-            Side::new("zfs create, cp -a", |round| copied(round, &["-a"])),
-            Side::new("…, not cloning", |round| copied(round, &["-a", "--reflink=never"])),
+            Side::new("zfs create, cp -a", |round| copied(round, &["-a"], false)),
+            // As klee's, which is on the disk when it is there.
+            Side::new("…, zpool sync", |round| copied(round, &["-a"], true)),
+            Side::new("…, not cloning", |round| copied(round, &["-a", "--reflink=never"], true)),
         ];
         race(&format!("first-use content, {what}"), 2, sides);
     }
@@ -225,7 +237,7 @@ pub(crate) fn first_use(pool: &str) {
 pub(crate) fn listed(_: &str) {
     let wanted = to_list();
     let mut daemon = Daemon::start();
-    make(&daemon, "v", wanted, CLIENTS);
+    make(&daemon, "v", wanted);
     let all = daemon.dataset("volumes");
     must(Command::new("zpool").arg("sync"));
     let list =
