@@ -244,6 +244,11 @@ pub(crate) fn listed(_: &str) {
         || must(Command::new("zfs").args(["list", "-Hp", "-r", "-o", "name,used,refer", &all]));
     let sides = vec![
         Side::new("klee volume ls -s", |_| timed(|| klee(&daemon, &["volume", "ls", "-s"]))),
+        Side::new("…, after a change", |round| {
+            fs::write(daemon.volume("v-0").join(round.to_string()), "changed").unwrap();
+            must(Command::new("zpool").arg("sync"));
+            timed(|| klee(&daemon, &["volume", "ls", "-s"]))
+        }),
         Side::new("klee volume ls", |_| timed(|| klee(&daemon, &["volume", "ls"]))),
         Side::new("zfs list name,used,refer", |_| timed(list)),
     ];

@@ -159,7 +159,7 @@ impl Zfs {
 
     /// What was renamed before it was unmounted, when the daemon was killed, is in the place of its old name.
     fn unmount_renamed(&self, mounted: &HashSet<(String, PathBuf)>) {
-        let scratch = self.area_directory(Area::Scratch);
+        let scratch = self.mountpoint.join(Area::Scratch.as_str());
         for (dataset, at) in mounted.iter().filter(|(_, at)| at.parent() == Some(&scratch)) {
             let ours = dataset.strip_prefix(&self.root).and_then(|rest| rest.strip_prefix('/'));
             let Some(path) = ours.and_then(|path| path.parse::<DatasetPath>().ok()) else {
