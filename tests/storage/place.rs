@@ -182,6 +182,18 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let Some(dataset) = &self.dataset else { return };
+        // A test that ended in the middle may have left holds.
+        let held = try_zfs(&["list", "-Hr", "-t", "snapshot", "-o", "userrefs,name", dataset]);
+        let held = String::from_utf8_lossy(&held.stdout).into_owned();
+        let held = held.lines().filter_map(|line| line.split_once('\t'));
+        for (_, name) in held.filter(|(count, _)| *count != "0") {
+            let holds = try_zfs(&["holds", "-H", name]);
+            for hold in String::from_utf8_lossy(&holds.stdout).lines() {
+                if let Some(tag) = hold.split('\t').nth(1) {
+                    try_zfs(&["release", tag, name]);
+                }
+            }
+        }
         let output = try_zfs(&["destroy", "-Rf", dataset]);
         if !output.status.success() {
             eprintln!("zfs destroy {dataset}: {output:?}");
