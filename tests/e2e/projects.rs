@@ -160,6 +160,11 @@ fn snapshots_are_of_volumes_in_projects() {
     assert_eq!(daemon.run("volume snapshot ls -q").ok(), "");
     assert_eq!(daemon.run("-p web volume snapshot ls -q").ok(), "data@one\ndata@two");
     assert_eq!(daemon.run("volume snapshot ls -q web:data").ok(), "one\ntwo");
+    assert_eq!(daemon.run("-p web volume create twin --from data").ok(), "twin");
+    let shown = daemon.inspect("volume", "web:data");
+    assert_eq!(shown["clones"], json!(["web:twin"]), "{shown}");
+    assert_eq!(daemon.inspect("volume", "data")["clones"], Value::Null);
+    daemon.run("volume rm web:twin").ok();
     let error = daemon.run("volume rm web:data").fails(6);
     assert!(error.contains("one"), "{error}");
     assert_eq!(daemon.run("-p web volume snapshot rm data one two").ok(), "data@one\ndata@two");

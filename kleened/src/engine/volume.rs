@@ -96,16 +96,16 @@ impl Engine {
                 Err(error) => return Err(Error::storage("measure volume", name)(error)),
             }
         }
-        let name = name.to_owned();
+        let known = name.to_owned();
         let snapshots = match volume.error {
             Some(_) => Vec::new(),
-            None => match self.look(move |engine| engine.snapshots_of(&name, query.size)).await? {
+            None => match self.look(move |engine| engine.snapshots_of(&known, query.size)).await? {
                 // It is on its way, or went just now.
                 Err(Error::NotFound { .. }) => Vec::new(),
                 snapshots => snapshots?,
             },
         };
-        let clones = self.catalogue().clones_of(&volume.name);
+        let clones = self.catalogue().clones_of(name);
         Ok(VolumeInspect { volume, mountpoints, snapshots, clones })
     }
 
@@ -114,8 +114,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`Error::NotFound`] for what it is to begin as; [`Error::Conflict`] where there was one that differs; a parameter that is not allowed, or that
-    /// this storage driver has not; the storage.
+    /// [`Error::NotFound`] for what it is to begin as; [`Error::Conflict`] where there was one that
+    /// differs; a parameter that is not allowed, or that this storage driver has not; the storage.
     pub fn create_volume(
         self: &Arc<Self>,
         project: &ProjectName,
