@@ -186,7 +186,9 @@ mod freebsd {
     }
 
     pub(super) fn mounts() -> Vec<String> {
-        let ours = resolved(&std::env::temp_dir());
+        // Other cases run beside this one, each in a folder of its own below that of the run.
+        let ours = std::env::var_os("KLEENE_FOLDER").map_or_else(std::env::temp_dir, PathBuf::from);
+        let ours = resolved(&ours);
         let others = mounted().into_iter();
         let others =
             others.filter(|[_, at, kind]| kind != "zfs" && !Path::new(at).starts_with(&ours));

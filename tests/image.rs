@@ -92,7 +92,9 @@ impl Archive {
             self.file(&path, &content, 0o755);
         }
         for (name, content) in crate::base::users(PASSWD) {
-            self.file(&format!("etc/{name}"), &content, 0o600);
+            // getpwuid(3) reads the one without passwords as whom it likes.
+            let mode = if matches!(&*name, "passwd" | "pwd.db") { 0o644 } else { 0o600 };
+            self.file(&format!("etc/{name}"), &content, mode);
         }
     }
 

@@ -72,7 +72,7 @@ fn orphans_are_waited_for() {
     let Some(sandbox) = Sandbox::new() else { return };
     let script = "i=0; while [ $i -lt 50 ]; do (sh -c 'true & exit' &); i=$((i+1)); done";
     let (client, _) = sandbox.start(script);
-    sandbox.exec("while ps -o stat | grep -q ^Z; do :; done");
+    sandbox.exec("while ps ax -o stat | grep -q ^Z; do :; done");
     drop(client);
 }
 
@@ -84,7 +84,7 @@ fn joined_processes_leave_no_zombie() {
         sandbox.exec("true");
     }
     // The last one's parent may still be on its way.
-    let wait = "n=0; while ps -o stat | grep -q ^Z; do n=$((n+1)); [ $n -lt 50 ] || exit 1; \
+    let wait = "n=0; while ps ax -o stat | grep -q ^Z; do n=$((n+1)); [ $n -lt 50 ] || exit 1; \
                 sleep 0.1; done";
     assert_eq!(sandbox.exec(wait).code, 0);
     drop(client);
@@ -93,7 +93,11 @@ fn joined_processes_leave_no_zombie() {
 #[test]
 fn who_stops_a_joining_process_stops_nobody_else() {
     let Some(sandbox) = Sandbox::new() else { return };
-    let (mut client, _) = sandbox.start("while :; do kill -STOP -1; done 2> /dev/null &");
+    let (mut client, _) = sandbox.start(
+        "{ until [ -e /tmp/go ]; do sleep 0.01; done; while :; do kill -STOP -1; done; } 2> /dev/null &",
+    );
+    // In a jail the first process is stopped as well, and had to say that it is there.
+    std::fs::write(sandbox.root().join("tmp/go"), "").unwrap();
     let (sender, receiver) = std::sync::mpsc::channel();
     let returned = std::thread::scope(|scope| {
         scope.spawn(|| sender.send(sandbox.platform.launch(&sandbox.joined(&["true"]))));

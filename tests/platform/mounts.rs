@@ -159,7 +159,9 @@ fn what_a_mount_forbids_does_not_work_below_it() {
     let read = if cfg!(target_os = "linux") { "-c \"cat $d/secret\"" } else { "$d/secret" };
     fs::write(sandbox.root().join("etc/passwd"), "root::0:0:root:/root:/bin/sh\nwww:x:80:81::/:\n")
         .unwrap();
+    // What it lies on may forbid something itself.
     let dir = volume(&sandbox, "vol");
+    mount_tmpfs(&dir);
     let below = dir.join("below");
     fs::create_dir(&below).unwrap();
     mount_tmpfs(&below);
@@ -190,6 +192,7 @@ fn what_a_mount_forbids_does_not_work_below_it() {
     });
     assert_eq!(outcome.output, expected.concat(), "{}", outcome.errors);
     mounts::unmount(&below);
+    mounts::unmount(&dir);
 }
 
 #[cfg(target_os = "linux")]

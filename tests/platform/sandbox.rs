@@ -160,9 +160,10 @@ impl Sandbox {
 
     /// The supervisor of an instance, which is nobody's child.
     pub(crate) fn supervisor_of(&self, instance: &Id) -> Pid {
-        let found = host::processes(&["supervise", instance.as_str()]);
-        let mut found = found.into_iter().filter(|pid| parent(*pid) == Some(Pid::INIT));
-        found.next().expect("a supervisor")
+        let all = host::processes(&["supervise", instance.as_str()]);
+        // What it forked is its child. It is that of whoever adopts orphans, which need not be init.
+        let is_child = |pid: &Pid| parent(*pid).is_some_and(|parent| all.contains(&parent));
+        all.iter().copied().find(|pid| !is_child(pid)).expect("a supervisor")
     }
 
     /// Runs lines of shell in the running container.
