@@ -194,9 +194,16 @@ impl Drop for Place {
                 }
             }
         }
-        let output = try_zfs(&["destroy", "-Rf", dataset]);
-        if !output.status.success() {
-            eprintln!("zfs destroy {dataset}: {output:?}");
+        // What was killed may still be on its way out.
+        let destroy = || try_zfs(&["destroy", "-Rf", dataset]);
+        let mut output = destroy();
+        for _ in 0..50 {
+            if output.status.success() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            output = destroy();
         }
+        eprintln!("zfs destroy {dataset}: {output:?}");
     }
 }

@@ -147,7 +147,7 @@ fn a_pool_that_moves_and_one_that_is_read_only() {
     let opened = driver::open(&root).unwrap();
     assert_eq!(content(&*opened), "content");
     // With something to be finished.
-    fs::write(root.join(".making/volumes.half"), "").unwrap();
+    fs::write(root.join(".making/volumes,half"), "").unwrap();
     zfs(&["create", &format!("{}/volumes/half", pool.name)]);
     pool.import(&["-o", "readonly=on"]);
     let opened = driver::open(&root).unwrap();

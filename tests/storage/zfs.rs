@@ -259,7 +259,7 @@ fn what_the_machine_left_half_made() {
     let root = f.place().dataset().to_owned();
     let making = f.root().join(".making");
     let begin =
-        |name: &str, text: &str| fs::write(making.join(format!("volumes.{name}")), text).unwrap();
+        |name: &str, text: &str| fs::write(making.join(format!("volumes,{name}")), text).unwrap();
     // Not even made.
     begin("none", "1:2:700");
     // Made, without a record.
@@ -280,7 +280,7 @@ fn what_the_machine_left_half_made() {
     zfs(&["snapshot", &format!("{root}/volumes/kept@s")]);
     begin("kept", "");
     begin("theirs", "");
-    let late = fs::File::options().write(true).open(making.join("volumes.theirs")).unwrap();
+    let late = fs::File::options().write(true).open(making.join("volumes,theirs")).unwrap();
     let time = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
     late.set_modified(time).unwrap();
     // Clones without a record, of a snapshot that was made while the log of intents was in use: the kernel
