@@ -6,7 +6,7 @@ use std::fs;
 use crate::{POOL, client, driver, run};
 
 /// The directories that a driver keeps datasets in.
-const AREAS: [&str; 4] = ["container", "image", "scratch", "volumes"];
+const AREAS: [&str; 5] = ["container", "image", "projects", "scratch", "volumes"];
 
 /// In the pool there is nothing but these datasets and snapshots, below the two roots; each dataset is
 /// mounted once, at its place; nothing else of the pool is mounted; nothing is held.
