@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use kleened_api::attach::{AttachConfig, DetachConfig};
 use kleened_api::mount::MountOptions;
+use kleened_api::name::DEFAULT_PROJECT;
 use kleened_api::snapshot::{RestoreConfig, path};
 use kleened_api::volume::{
     AccessRule, AdoptConfig, InspectQuery, Mode, Owner, Profile, RemoveQuery, Volume, VolumeConfig,
@@ -407,7 +408,7 @@ pub(crate) async fn list(args: VolumeList, context: &Context) -> Result<(), Fail
         let body = context.client.get(&with_query(routes::VOLUME_NAMES, &filter)?).await?;
         let mut names: Vec<String> = print::parse(&body)?;
         for name in names.iter_mut().filter(|name| args.all && !name.contains(':')) {
-            name.insert_str(0, concat!("default", ":"));
+            *name = format!("{DEFAULT_PROJECT}:{name}");
         }
         let shown = |name| if args.all { name } else { context.client.own(name) };
         return print::lines(names.iter().map(|name| shown(name)));

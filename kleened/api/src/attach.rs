@@ -20,7 +20,11 @@ pub struct AttachConfig {
     #[serde(default, deserialize_with = "lenient::boolean")]
     pub read_only: bool,
     /// Whether the container's content stays out of a new volume.
-    #[serde(default, skip_serializing_if = "is_false", deserialize_with = "lenient::boolean")]
+    #[serde(
+        default,
+        skip_serializing_if = "std::ops::Not::not",
+        deserialize_with = "lenient::boolean"
+    )]
     pub nocopy: bool,
     /// A path inside the volume that is mounted instead of its root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -28,10 +32,6 @@ pub struct AttachConfig {
     /// What else can't be done below the destination.
     #[serde(flatten)]
     pub options: MountOptions,
-}
-
-fn is_false(value: &bool) -> bool {
-    !value
 }
 
 impl AttachConfig {

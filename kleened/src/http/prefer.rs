@@ -14,6 +14,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kleened_api::container::ContainerConfig;
+use kleened_api::name::DEFAULT_PROJECT;
 use kleened_api::operation::Operation;
 use kleened_api::routes::{OPERATION, PREFER, with_name};
 use kleened_api::volume::VolumeConfig;
@@ -168,10 +169,10 @@ impl Call {
 
     /// `[PROJECT:]NAME` as the engine knows it: `PROJECT:` is there unless it is the default.
     pub(super) fn scoped(&self, name: String) -> String {
-        match name.strip_prefix("default:") {
-            Some(name) => name.to_owned(),
-            None if name.contains(':') || self.project.is_default() => name,
-            None => format!("{}:{name}", self.project),
+        match name.split_once(':') {
+            Some((DEFAULT_PROJECT, name)) => name.to_owned(),
+            None if !self.project.is_default() => format!("{}:{name}", self.project),
+            _ => name,
         }
     }
 
